@@ -1,0 +1,59 @@
+# make repro   the whole pipeline: walkers → archives → catalogue → silhouettes → training → tables and runs
+# make test    the tests            make lint    ruff and mypy            make ui    the MLflow UI
+# make lock    renew requirements.lock from pyproject.toml
+# Each sets up .venv by itself. PYTHON=python3.12 chooses the interpreter, ARGS="--dry" is passed on.
+
+PYTHON ?= python3
+ARGS ?=
+PORT ?= 5000
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+READY := $(VENV)/.installed
+
+export PATH := $(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export DO_NOT_TRACK := 1
+
+.PHONY: repro test lint ui lock setup
+
+# dvc 3.67 cannot dry-run a stage whose inputs are not made yet; before the first run all are due
+DRY := $(findstring --dry,$(ARGS))
+DUE := $(if $(DRY),$(if $(wildcard reports/*/metrics.json),,--force))
+
+repro: $(READY)
+	@python -m pipeline.check
+	@dvc repro $(ARGS) $(DUE)
+	@$(if $(DRY),,python -m pipeline.results)
+
+test: $(READY)
+	@python -m pytest $(ARGS)
+
+lint: $(READY)
+	@ruff check . && ruff format --check . && mypy
+
+ui: $(READY)
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 \
+	  --backend-store-uri "$$(python -m pipeline.tracking)" $(ARGS)
+
+setup: $(READY)
+
+# opencv-python wants libGL and X11 from the system; where they are missing (servers, containers)
+# the same release of the same library without its windows serves as well.
+$(READY): requirements.lock
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or newer is needed, $(PYTHON) is {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "setting up $(VENV) from requirements.lock (a few minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -c 'import cv2' 2>/dev/null || { \
+	  echo "no libGL here: opencv-python-headless takes the place of opencv-python"; \
+	  $(BIN)/python -m pip uninstall --quiet --yes opencv-python; \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	    "$$(sed -n 's/^opencv-python==/opencv-python-headless==/p' requirements.lock)"; }
+	@touch $@
+
+# torch pins its CUDA packages itself, and a CPU build has none: they stay out of the lock.
+lock: $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --quiet \
+	  --no-annotate --no-header $(ARGS) | sed -E '/^(nvidia-|cuda-|triton==)/d' > requirements.lock
