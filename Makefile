@@ -27,7 +27,7 @@ repro: $(READY)
 	@$(if $(DRY),,python -m pipeline.results)
 
 test: $(READY)
-	@python -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: $(READY)
 	@ruff check . && ruff format --check . && mypy
