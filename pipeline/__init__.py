@@ -1,0 +1,1 @@
+"""The plumbing: the only code that touches disk, settings, MLflow, devices and processes."""

@@ -1,0 +1,72 @@
+"""The catalogue: one row per sequence of a release, and a row for everything refused.
+
+``<folder>/sequences.parquet`` and ``<folder>/refusals.parquet``; no pixels are copied.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+
+from pipeline.releases import Refusal
+from pipeline.tables import KEY, read_table, write_table
+
+VERSION = "1"
+
+SEQUENCES = pa.schema(
+    [
+        ("dataset", pa.string()),
+        ("subject", pa.string()),
+        ("sequence", pa.string()),
+        ("view", pa.string()),
+        ("split", pa.string()),  # train, val or test
+        ("container", pa.string()),  # below the root; see pipeline.archives
+        ("folder", pa.string()),  # path of the frames inside the container
+        ("frames", pa.list_(pa.string())),  # their names, in the order they were taken
+        ("n_frames", pa.int32()),
+        ("bytes", pa.int64()),  # of the encoded pictures
+    ],
+    metadata={"gaitgl": "catalogue", "version": VERSION},
+)
+
+REFUSALS = pa.schema(
+    [
+        ("dataset", pa.string()),
+        ("subject", pa.string()),  # empty where no key could be read
+        ("sequence", pa.string()),
+        ("view", pa.string()),
+        ("container", pa.string()),
+        ("member", pa.string()),  # empty: the whole container
+        ("frames", pa.int32()),  # how many frames this row refuses; 0: their number is unknown
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ],
+    metadata={"gaitgl": "refusals", "version": VERSION},
+)
+
+
+def write_catalogue(folder: Path, sequences: pd.DataFrame, refusals: pd.DataFrame) -> None:
+    """Write both tables; column order and types are those of the schemas above."""
+    write_table(folder / "sequences.parquet", sequences, SEQUENCES)
+    write_table(folder / "refusals.parquet", refusals, REFUSALS)
+
+
+def read_sequences(folder: Path) -> pd.DataFrame:
+    """The catalogue's rows, sorted by key."""
+    return read_table(folder / "sequences.parquet", SEQUENCES)
+
+
+def refusal_table(dataset: str, refusals: Iterable[Refusal]) -> pd.DataFrame:
+    """Refusals as a frame with REFUSALS' columns, sorted."""
+    rows = [{"dataset": dataset, **asdict(refusal)} for refusal in refusals]
+    table = pd.DataFrame(rows, columns=REFUSALS.names)
+    return table.sort_values(["container", "member", *KEY, "reason"], ignore_index=True)
+
+
+def by_reason(refusals: pd.DataFrame) -> str:
+    """A line for people: how many frames were refused, and why."""
+    counts = refusals.groupby("reason")["frames"].agg(["size", "sum"])
+    parts = [f"{row['size']} × {reason} ({row['sum']} frames)" for reason, row in counts.iterrows()]
+    return "; ".join(parts) or "none"

@@ -1,0 +1,34 @@
+"""Which device a stage runs on, and in which arithmetic."""
+
+import torch
+
+from gaitgl.model import GaitGL
+from pipeline.errors import PipelineError
+
+
+def choose_device(device: str) -> torch.device:
+    """``runtime.device`` as a device; ``auto`` takes the GPU where there is one."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise PipelineError(
+            "runtime.device is cuda, but torch finds no GPU here; set it to auto or cpu"
+        )
+    return torch.device(device)
+
+
+def place(model: GaitGL, device: torch.device) -> GaitGL:
+    """The model on a device, laid out as its 3-D convolutions run fastest."""
+    placed: GaitGL = model.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    return placed
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which the network runs in ``precision`` (float32 or bfloat16)."""
+    enabled = precision == "bfloat16"
+    if enabled and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise PipelineError(
+            f"precision is bfloat16, but {torch.cuda.get_device_name(device)} cannot compute in "
+            "it; set pretrain.precision and finetune.precision to float32"
+        )
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)

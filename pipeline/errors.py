@@ -1,0 +1,29 @@
+"""Problems that the user can mend, and how a stage reports them."""
+
+import sys
+from collections.abc import Callable
+
+
+class PipelineError(Exception):
+    """What was expected, what came, where, and what to do. Shown without a traceback."""
+
+
+def run_stage(main: Callable[[], None]) -> None:
+    """Run a stage's ``main``; a PipelineError becomes one screen of text and exit status 1."""
+    try:
+        main()
+    except PipelineError as error:
+        sys.stdout.flush()
+        sys.stderr.write(f"\nerror: {error}\n")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted\n")
+        sys.exit(130)
+
+
+def listing(items: list[str], limit: int = 10) -> str:
+    """At most ``limit`` items, one a line and indented; what is left over is counted."""
+    lines = [f"  {item}" for item in items[:limit]]
+    if len(items) > limit:
+        lines.append(f"  ... and {len(items) - limit} more")
+    return "\n".join(lines)

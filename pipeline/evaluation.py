@@ -1,0 +1,109 @@
+"""From embeddings to the tables of a protocol."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from gaitgl import retrieval
+from pipeline.errors import PipelineError, listing
+from pipeline.protocols import Protocol
+from pipeline.tables import KEY
+
+Table = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a protocol says about a set of embeddings; everything in %."""
+
+    views: list[str]
+    rank1: dict[str, Table]
+    """Rank-1 of each condition, [probe view, gallery view]; all probes count."""
+
+    cmc: pd.DataFrame
+    """Columns condition, rank, percent: mean over view pairs, identical views left out."""
+
+    metrics: dict[str, dict[str, float]]
+    """Headline figures of each condition."""
+
+    counts: dict[str, int]
+    """Subjects and sequences compared."""
+
+
+def evaluate(
+    keys: pd.DataFrame,
+    embeddings: npt.NDArray[np.float32],
+    protocol: Protocol,
+    distance: retrieval.Distance,
+    cmc_ranks: int,
+) -> Evaluation:
+    """Apply ``protocol`` to embeddings [n, c, strips] with their keys (subject, sequence, view).
+
+    Raises PipelineError where keys repeat, or gallery or probes are empty.
+    """
+    _check_keys(keys)
+    compared = keys["sequence"].isin([*protocol.gallery, *protocol.all_probes])
+    compared &= ~keys["view"].isin(protocol.excluded_views)
+    rows = np.flatnonzero(compared)
+    keys = keys.iloc[rows].reset_index(drop=True)
+    embeddings = embeddings[rows] if len(rows) < len(embeddings) else embeddings
+    views = sorted(set(keys["view"]))
+    ranks = tuple(range(1, cmc_ranks + 1))
+    rank1: dict[str, Table] = {}
+    curves: list[pd.DataFrame] = []
+    metrics: dict[str, dict[str, float]] = {}
+    for condition, probe in protocol.probes.items():
+        try:
+            first = retrieval.first_match_rank(
+                embeddings,
+                keys["subject"].to_numpy(str),
+                keys["sequence"].to_numpy(str),
+                keys["view"].to_numpy(str),
+                gallery=protocol.gallery,
+                probe=probe,
+                distance=distance,
+            )
+        except ValueError as error:
+            raise PipelineError(f"{condition}: cannot compare: {error}") from None
+        every = retrieval.rank_table(first, ranks, unmatched="count")  # [ranks, view, view]
+        matched = retrieval.rank_table(first, ranks, unmatched="drop")
+        curve = retrieval.mean_without_diagonal(every)  # [ranks]
+        curve_matched = retrieval.mean_without_diagonal(matched)
+        rank1[condition] = every[0]
+        curves.append(pd.DataFrame({"condition": condition, "rank": ranks, "percent": curve}))
+        metrics[condition] = {
+            "rank1": float(curve[0]),
+            "rank5": float(curve[4]),
+            "rank1_matched_probes": float(curve_matched[0]),
+            "rank5_matched_probes": float(curve_matched[4]),
+            "rank1_with_identical_views": float(np.nanmean(every[0])),
+            "rank5_with_identical_views": float(np.nanmean(every[4])),
+        }
+    in_gallery = keys["sequence"].isin(protocol.gallery)
+    counts = {
+        "subjects": int(keys["subject"].nunique()),
+        "gallery_sequences": int(in_gallery.sum()),
+        "probe_sequences": int((~in_gallery).sum()),
+        "views": len(views),
+    }
+    return Evaluation(views, rank1, pd.concat(curves, ignore_index=True), metrics, counts)
+
+
+def rank1_table(rank1: Table, views: list[str]) -> pd.DataFrame:
+    """A rank-1 table for people: probe views down, gallery views across, and the mean of a probe
+    view without the identical gallery view."""
+    table = pd.DataFrame(rank1, index=pd.Index(views, name="probe view"), columns=views)
+    table["mean without identical view"] = retrieval.mean_per_probe_view(rank1)
+    return table.round(2)
+
+
+def _check_keys(keys: pd.DataFrame) -> None:
+    repeated = keys[keys.duplicated(KEY)]
+    if len(repeated):
+        names = [" ".join(map(str, row)) for row in repeated[KEY].itertuples(index=False)]
+        raise PipelineError(
+            f"{len(repeated)} of {len(keys)} embeddings repeat a key:\n{listing(names)}\n"
+            "Run `dvc repro -f` of the embed stage."
+        )

@@ -1,0 +1,57 @@
+"""Writing so that a reader never meets half a file, and fingerprints of what was written."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill beside ``path``; it takes that name when the block ends without error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        beside.chmod(0o755)  # mkdtemp's 0700 would keep colleagues out
+        yield beside
+        if path.exists():
+            shutil.rmtree(path)
+        beside.rename(path)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write beside, flush to the disk, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.rename(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, tree: Any) -> None:
+    """Sorted keys and a newline at the end: the same tree gives the same bytes."""
+    text = json.dumps(tree, indent=2, sort_keys=True, ensure_ascii=False)
+    write_bytes(path, f"{text}\n".encode())
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal digest of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(tree: Any) -> str:
+    """Hexadecimal digest of anything that JSON can hold; key order does not matter."""
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,64 @@
+"""Progress of long work: a bar on a terminal, a plain line every ten seconds where piped."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from tqdm import tqdm
+
+LINE_EVERY_S = 10.0
+
+
+class Progress:
+    """Counts work done; as a context manager, so that the last line always appears.
+
+    ``label`` starts each line, ``unit`` names what is counted, ``total`` is how much there is.
+    """
+
+    def __init__(self, label: str, total: int, unit: str) -> None:
+        self._label, self._total, self._unit = label, total, unit
+        self._done = 0
+        self._note = ""
+        self._started_at = self._line_at = time.monotonic()
+        self._bar: tqdm | None = None  # type: ignore[type-arg]
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=total, desc=label, unit=f" {unit}", dynamic_ncols=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        else:
+            self._print_line()
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        """``amount`` more is done; ``note`` is shown behind rate and time left."""
+        self._done += amount
+        self._note = note or self._note
+        if self._bar is not None:
+            if note:
+                self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(amount)
+        elif time.monotonic() - self._line_at >= LINE_EVERY_S:
+            self._print_line()
+
+    def _print_line(self) -> None:
+        self._line_at = time.monotonic()
+        elapsed_s = self._line_at - self._started_at
+        rate = self._done / elapsed_s if elapsed_s > 0 else 0.0
+        left_s = (self._total - self._done) / rate if rate > 0 else 0.0
+        share = 100 * self._done / self._total if self._total else 100.0
+        note = f", {self._note}" if self._note else ""
+        sys.stderr.write(
+            f"{self._label}: {self._done}/{self._total} {self._unit} ({share:.0f} %), "
+            f"{rate:.1f}/s, {left_s:.0f} s left{note}\n"
+        )
+        sys.stderr.flush()

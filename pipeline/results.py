@@ -1,0 +1,18 @@
+"""Prints the results that the reports hold: ``python -m pipeline.results``."""
+
+from pathlib import Path
+
+from pipeline.report import result_text
+from pipeline.settings import DATASETS
+
+
+def main() -> None:
+    for dataset in DATASETS:
+        folder = Path("reports", dataset)
+        if (folder / "metrics.json").exists() and (folder / "tables/summary.csv").exists():
+            print(result_text(folder, dataset))
+    print("\nruns, curves of p and settings side by side: make ui")
+
+
+if __name__ == "__main__":
+    main()

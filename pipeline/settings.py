@@ -1,0 +1,278 @@
+"""The schema of params.yaml: every setting with its unit, its range and a sentence.
+
+DVC decides from ``dvc.yaml`` which leaf reruns which stage; this file decides what a leaf may hold.
+All problems of a file are collected and reported at once, with their full keys.
+"""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.errors import PipelineError
+
+PARAMS_FILE = Path("params.yaml")
+
+Dataset = Literal["oumvlp", "casia_e"]
+DATASETS: tuple[Dataset, ...] = ("oumvlp", "casia_e")
+
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """One section of params.yaml: no unknown keys, no silent conversions, no later changes."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Oumvlp(Section):
+    root: Annotated[str, Field(min_length=1)]
+    """Folder with what the owners of OUMVLP hand out: Silhouette_<view>-<sequence>.7z, those
+    archives extracted, or <subject>/<sequence>/<view>/<frame>.png."""
+
+    split: ClassVar[str] = "published"
+    """Odd ids are trained on, even ids tested: there is only one, so it is no setting."""
+
+
+class CasiaE(Section):
+    root: Annotated[str, Field(min_length=1)]
+    """Folder with what the owners of CASIA-E hand out: the three zips, or forTrain/ extracted."""
+
+    split: Literal["release", "opengait"]
+    """Who is trained on: subjects 1-500, 501-614 kept for validation, the rest for the test
+    (release); or subjects 1-200, the rest for the test (opengait)."""
+
+
+class Data(Section):
+    oumvlp: Oumvlp
+    casia_e: CasiaE
+
+    def __getitem__(self, dataset: Dataset) -> Oumvlp | CasiaE:
+        return self.casia_e if dataset == "casia_e" else self.oumvlp
+
+
+class Normalize(Section):
+    min_foreground: NotNegative
+    """A frame whose pixels add up to this or less is refused (grey levels; GaitSet: 10 000)."""
+
+    min_frames: Positive
+    """A sequence with fewer usable frames is refused (frames; OpenGait: 5)."""
+
+
+class Model(Section):
+    channels: Annotated[list[Positive], Field(min_length=6, max_length=6)]
+    """Output channels of first conv and LTA, A1, A2, A3, A4, B1 (Table 1)."""
+
+    parts: Literal[1, 2, 4, 8, 16]
+    """Horizontal parts of the local branch (Table 1: 2); the 32 rows must divide evenly."""
+
+    gem_p: Annotated[float, Field(ge=1, le=100)]
+    """Where the learned exponent of GeM pooling starts (Eq. 8)."""
+
+    spatial_pooling: Literal["gem", "max_mean"]
+    """What maps a strip to a vector: GeM (Eq. 8) or max and mean added (Eq. 7)."""
+
+    max_weight: float
+    """α of Eq. 7; read where spatial_pooling is max_mean."""
+
+    mean_weight: float
+    """β of Eq. 7; read where spatial_pooling is max_mean."""
+
+    activation: Literal["branch", "sum"]
+    """LeakyReLU on each branch of a GLConvA (published code), or once on their sum (faster)."""
+
+
+class Training(Section):
+    """What pretrain and finetune have in common."""
+
+    subjects_per_batch: Annotated[int, Field(ge=2)]
+    """P: subjects in a batch."""
+
+    sequences_per_subject: Annotated[int, Field(ge=2)]
+    """K: sequences of each of them."""
+
+    clip_frames: Positive
+    """Consecutive frames cut from each sequence (frames)."""
+
+    steps: NotNegative
+    """Optimizer steps; 0 writes the initial weights."""
+
+    lr: Annotated[float, Field(gt=0)]
+    """Adam's learning rate."""
+
+    warmup_steps: NotNegative
+    """Steps over which the learning rate rises linearly to lr (the paper: 0)."""
+
+    lr_drops: list[Positive]
+    """Steps after which the learning rate is divided by ten, rising."""
+
+    margin: Annotated[float, Field(gt=0)]
+    """m of Eq. 10 (distance between embeddings)."""
+
+    precision: Literal["float32", "bfloat16"]
+    """Arithmetic of the convolutions; pooling, distances and loss are float32 always."""
+
+
+class Pretrain(Training):
+    pass
+
+
+class Finetune(Training):
+    initial: Literal["pretrained", "random"]
+    """Start from the OUMVLP checkpoint (the paper), or from scratch, for comparison."""
+
+
+class Evaluate(Section):
+    distance: Literal["euclidean", "strip_euclidean", "cosine"]
+    """Euclidean on the flattened embedding (the paper), mean over strips of the distances per
+    strip (OpenGait), or cosine on the flattened embedding."""
+
+    cmc_ranks: Annotated[int, Field(ge=5)]
+    """How far the CMC curve goes (ranks)."""
+
+
+class Runtime(Section):
+    """Where and how fast it runs; nothing here changes what comes out."""
+
+    device: Literal["auto", "cpu", "cuda"]
+    """Where networks run; auto takes the GPU where there is one."""
+
+    workers: Annotated[int, Field(ge=-1)]
+    """Processes for ingest and normalize, threads that prepare batches; 0: none beside the
+    stage itself, -1: as many as there are cores."""
+
+    log_every: Positive
+    """Steps between two points in MLflow and history.csv's progress lines (steps)."""
+
+    experiment: Annotated[str, Field(min_length=1)]
+    """Name of the MLflow experiment."""
+
+
+class Settings(Section):
+    seed: NotNegative
+    """Where initial weights, batches and clips come from."""
+
+    data: Data
+    normalize: Normalize
+    model: Model
+    pretrain: Pretrain
+    finetune: Finetune
+    evaluate: Evaluate
+    runtime: Runtime
+
+    @classmethod
+    def load(cls, path: Path = PARAMS_FILE) -> Self:
+        """Read and check a settings file; PipelineError names every problem in it."""
+        tree = read_yaml(path)
+        problems = []
+        try:
+            settings = cls.model_validate(tree)
+        except ValidationError as error:
+            problems += [_explain(item, cls) for item in error.errors()]
+        problems += _cross_checks(tree)
+        if problems:
+            lines = "\n".join(f"  {problem}" for problem in problems)
+            raise PipelineError(f"{path} has {len(problems)} problem(s):\n{lines}")
+        return settings
+
+    def flat(self) -> dict[str, str | int | float]:
+        """Every leaf under its full key, lists as text: what a run of MLflow shows."""
+        return _flatten(self.model_dump())
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-4 as text; DVC reads it as a number, and so do we."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds; PipelineError where it holds none."""
+    try:
+        # a SafeLoader with one more number format
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise PipelineError(f"{path} is missing: run this from the project's root") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PipelineError(f"{path} is not readable YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise PipelineError(f"{path}: expected a mapping of sections, got {type(tree).__name__}")
+    return tree
+
+
+def _explain(error: Any, root: type[BaseModel]) -> str:
+    """One pydantic error as `full.key[0]: what is wrong`."""
+    location = error["loc"]
+    key = ""
+    for part in location:
+        key += f"[{part}]" if isinstance(part, int) else f".{part}"
+    key = key.removeprefix(".")
+    if error["type"] == "missing":
+        return f"{key}: missing; profiles/paper.yaml shows every key"
+    if error["type"] == "extra_forbidden":
+        known = _keys_at(root, location[:-1])
+        near = difflib.get_close_matches(str(location[-1]), known, n=1)
+        prefix = key[: len(key) - len(str(location[-1]))]
+        hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(known)}"
+        return f"{key}: unknown key; {hint}"
+    text = error["msg"][0].lower() + error["msg"][1:]
+    return f"{key}: {text.replace('input should be', 'must be')}, not {error['input']!r}"
+
+
+def _keys_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    for part in location:
+        inner = model.model_fields[part].annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return list(model.model_fields)
+
+
+def _cross_checks(tree: dict[str, Any]) -> list[str]:
+    """What no field can tell alone; sections that are broken themselves are left out."""
+    problems = []
+    sections: dict[str, type[Training]] = {"pretrain": Pretrain, "finetune": Finetune}
+    for name, section in sections.items():
+        try:
+            training = section.model_validate(tree.get(name))
+        except ValidationError:
+            continue
+        problems += _training_problems(name, training)
+    return problems
+
+
+def _training_problems(name: str, training: Training) -> list[str]:
+    problems = []
+    for i, drop in enumerate(training.lr_drops):
+        if drop > training.steps:
+            problems.append(f"{name}.lr_drops[{i}]: {drop} is past {name}.steps = {training.steps}")
+        if i and drop <= training.lr_drops[i - 1]:
+            problems.append(
+                f"{name}.lr_drops[{i}]: {drop} must be above the one before it, "
+                f"{training.lr_drops[i - 1]}"
+            )
+    if training.warmup_steps > training.steps:
+        problems.append(
+            f"{name}.warmup_steps: {training.warmup_steps} is past {name}.steps = {training.steps}"
+        )
+    return problems
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str | int | float]:
+    flat: dict[str, str | int | float] = {}
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{key}.")
+        else:
+            flat[key] = str(value) if isinstance(value, list) else value
+    return flat

@@ -1,0 +1,111 @@
+"""The silhouettes of a dataset: a few Arrow IPC shards, memory-mapped, and an index.
+
+One row of a shard is one sequence: its key and its frames ``uint8 [t, height, width]`` as one
+zstd-compressed blob. ``index.parquet`` says in which shard and row a sequence lies.
+"""
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.files import sha256
+from pipeline.tables import check_schema, read_table
+
+HEIGHT, WIDTH = 64, 44
+
+_METADATA = {"version": "1", "height": str(HEIGHT), "width": str(WIDTH)}
+
+SHARD = pa.schema(
+    [
+        ("subject", pa.string()),
+        ("sequence", pa.string()),
+        ("view", pa.string()),
+        ("n_frames", pa.int32()),
+        ("silhouettes", pa.binary()),  # zstd of uint8 [n_frames, HEIGHT, WIDTH]
+    ],
+    metadata={"gaitgl": "silhouettes", **_METADATA},
+)
+
+INDEX = pa.schema(
+    [
+        ("dataset", pa.string()),
+        ("subject", pa.string()),
+        ("sequence", pa.string()),
+        ("view", pa.string()),
+        ("split", pa.string()),
+        ("n_frames", pa.int32()),
+        ("shard", pa.string()),
+        ("row", pa.int32()),
+        ("crc32", pa.int64()),  # of the frames before compression
+    ],
+    metadata={"gaitgl": "silhouette index", **_METADATA},
+)
+
+_CODEC = pa.Codec("zstd", compression_level=9)
+
+Silhouettes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSequence:
+    """A sequence on its way into a shard."""
+
+    subject: str
+    sequence: str
+    view: str
+    n_frames: int
+    silhouettes: bytes
+    crc32: int
+
+
+def compress(subject: str, sequence: str, view: str, silhouettes: Silhouettes) -> StoredSequence:
+    """Pack ``uint8 [t, HEIGHT, WIDTH]`` without loss."""
+    content = np.ascontiguousarray(silhouettes).tobytes()
+    blob = _CODEC.compress(content, asbytes=True)
+    return StoredSequence(subject, sequence, view, len(silhouettes), blob, zlib.crc32(content))
+
+
+def write_shard(path: Path, rows: list[StoredSequence]) -> None:
+    """One Arrow IPC file with the rows in the order given."""
+    columns = [pa.array([getattr(row, f.name) for row in rows], f.type) for f in SHARD]
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SHARD) as writer:
+        writer.write_batch(pa.record_batch(columns, schema=SHARD))
+
+
+class SilhouetteStore:
+    """Random access to the sequences of a dataset; memory used does not grow with its size.
+
+    ``index`` is a frame with INDEX' columns, one row per sequence, sorted by key; a sequence's
+    number is its row there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.index = read_table(folder / "index.parquet", INDEX)
+        self._shards: dict[str, pa.RecordBatch] = {}
+        self._where = list(
+            zip(self.index["shard"], self.index["row"], self.index["n_frames"], strict=True)
+        )
+
+    def digest(self) -> str:
+        """Fingerprint of all keys, splits and frames."""
+        return sha256(self.folder / "index.parquet")
+
+    def read(self, number: int) -> Silhouettes:
+        """All frames of a sequence, ``uint8 [t, HEIGHT, WIDTH]``; the array is the caller's own."""
+        shard, row, n_frames = self._where[number]
+        blob = self._shard(shard).column(4)[row].as_buffer()
+        content = _CODEC.decompress(blob, n_frames * HEIGHT * WIDTH)
+        return np.frombuffer(content, np.uint8).reshape(n_frames, HEIGHT, WIDTH)  # [t, h, w]
+
+    def _shard(self, name: str) -> pa.RecordBatch:
+        if name not in self._shards:
+            path = self.folder / name
+            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            check_schema(path, reader.schema, SHARD)
+            self._shards[name] = reader.get_batch(0)
+        return self._shards[name]

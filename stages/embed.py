@@ -1,0 +1,46 @@
+"""Stage embed: a checkpoint's embeddings of a dataset's test subjects, whole sequences.
+
+OUMVLP is embedded by the pretrained network, CASIA-E by the fine-tuned one.
+python -m stages.embed oumvlp|casia_e
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from gaitgl.model import GaitGL
+from pipeline.arguments import dataset_argument
+from pipeline.checkpoints import load_weights, read_checkpoint
+from pipeline.devices import choose_device
+from pipeline.embedding import embed
+from pipeline.embedding_file import write_embeddings
+from pipeline.errors import run_stage
+from pipeline.files import sha256
+from pipeline.settings import Settings
+from pipeline.silhouette_store import SilhouetteStore
+
+TRAINED_BY = {"oumvlp": "pretrain", "casia_e": "finetune"}
+
+
+def main() -> None:
+    dataset = dataset_argument()
+    settings = Settings.load()
+    stage = TRAINED_BY[dataset]
+    checkpoint = Path("models", stage, "checkpoint.safetensors")
+    config, weights, info = read_checkpoint(checkpoint)
+    model = GaitGL(config)
+    load_weights(model, weights, checkpoint)
+    store = SilhouetteStore(Path("data", dataset, "silhouettes"))
+    numbers = np.flatnonzero(store.index["split"] == "test")
+    device = choose_device(settings.runtime.device)
+    embeddings = embed(model, store, numbers, info["training"]["precision"], device)
+    write_embeddings(
+        Path("embeddings", f"{dataset}.arrow"),
+        store.index.iloc[numbers],
+        embeddings,
+        {"stage": stage, "checkpoint": sha256(checkpoint), "silhouettes": store.digest()},
+    )
+
+
+if __name__ == "__main__":
+    run_stage(main)

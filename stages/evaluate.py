@@ -1,0 +1,45 @@
+"""Stage evaluate: rank tables, curves and figures of a dataset's test subjects.
+
+python -m stages.evaluate oumvlp|casia_e
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+from pipeline.arguments import dataset_argument
+from pipeline.embedding_file import read_embeddings
+from pipeline.errors import run_stage
+from pipeline.evaluation import evaluate
+from pipeline.protocols import PROTOCOLS
+from pipeline.report import write_report
+from pipeline.settings import Settings
+from pipeline.tracking import TrackedRun
+
+TRAINED_BY = {"oumvlp": ("pretrain",), "casia_e": ("pretrain", "finetune")}
+
+
+def main() -> None:
+    dataset = dataset_argument()
+    settings = Settings.load()
+    keys, embeddings, made_by = read_embeddings(Path("embeddings", f"{dataset}.arrow"))
+    protocol = PROTOCOLS[dataset]
+    evaluation = evaluate(
+        keys, embeddings, protocol, settings.evaluate.distance, settings.evaluate.cmc_ranks
+    )
+    histories = {
+        stage: pd.read_csv(Path("models", stage, "history.csv")) for stage in TRAINED_BY[dataset]
+    }
+    folder = Path("reports", dataset)
+    upstream = {made_by["stage"]: made_by["checkpoint"]}
+    with TrackedRun(
+        "evaluate", dataset, settings.runtime.experiment, settings.flat(), upstream
+    ) as run:
+        metrics = write_report(folder, dataset, evaluation, protocol, histories)
+        run.log(0, metrics)
+        for part in ("metrics.json", "tables", "figures"):
+            run.artifact(folder / part)
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,30 @@
+"""Stage ingest: a release, untouched, to the catalogue of its sequences.
+
+python -m stages.ingest oumvlp|casia_e
+"""
+
+from pathlib import Path
+
+from pipeline.arguments import dataset_argument
+from pipeline.catalogue import write_catalogue
+from pipeline.errors import run_stage
+from pipeline.files import new_folder
+from pipeline.ingestion import ingest
+from pipeline.settings import Settings
+
+
+def main() -> None:
+    dataset = dataset_argument()
+    settings = Settings.load()
+    sequences, refusals = ingest(
+        dataset,
+        Path(settings.data[dataset].root),
+        settings.data[dataset].split,
+        settings.runtime.workers,
+    )
+    with new_folder(Path("data", dataset, "catalogue")) as folder:
+        write_catalogue(folder, sequences, refusals)
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,55 @@
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from pipeline.catalogue import (
+    REFUSALS,
+    SEQUENCES,
+    by_reason,
+    read_sequences,
+    refusal_table,
+    write_catalogue,
+)
+from pipeline.releases import Refusal
+from pipeline.settings import Dataset
+from pipeline.tables import read_table
+
+NO_REFUSALS = refusal_table("oumvlp", [])
+
+
+def test_tables_come_back_as_they_were_and_as_the_same_bytes(
+    catalogues: dict[Dataset, pd.DataFrame], tmp_path: Path
+) -> None:
+    refusals = refusal_table("oumvlp", [Refusal("b.7z", "x", "junk"), Refusal("a.7z", "", "cut")])
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write_catalogue(tmp_path / name, catalogues["oumvlp"], refusals)
+    back = read_sequences(tmp_path / "one")
+    assert list(back.columns) == SEQUENCES.names
+    for column in SEQUENCES.names:
+        assert back[column].map(str if column != "frames" else list).tolist() == (
+            catalogues["oumvlp"][column].map(str if column != "frames" else list).tolist()
+        )
+    back = read_table(tmp_path / "one" / "refusals.parquet", REFUSALS)
+    assert back["container"].tolist() == ["a.7z", "b.7z"]
+    for name in ("sequences.parquet", "refusals.parquet"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+        assert b"pandas" not in pq.read_schema(tmp_path / "one" / name).metadata
+
+
+def test_refusals_are_sorted_whatever_order_they_came_in() -> None:
+    items = [Refusal(c, m, r) for c in ("b", "a") for m in ("2", "1") for r in ("y", "x")]
+    first, second = refusal_table("oumvlp", items), refusal_table("oumvlp", reversed(items))
+    pd.testing.assert_frame_equal(first, second)
+    assert first["container"].is_monotonic_increasing
+
+
+def test_reasons_are_counted_in_rows_and_frames() -> None:
+    items = [
+        Refusal("a", "1", "junk"),
+        Refusal("a", "2", "short", frames=4),
+        Refusal("b", "", "junk"),
+    ]
+    assert by_reason(refusal_table("oumvlp", items)) == "2 × junk (2 frames); 1 × short (4 frames)"
+    assert by_reason(NO_REFUSALS) == "none"

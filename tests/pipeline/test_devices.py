@@ -1,0 +1,40 @@
+import pytest
+import torch
+
+from gaitgl.model import GaitGL, GaitGLConfig
+from pipeline.devices import autocast, choose_device, place
+from pipeline.errors import PipelineError
+
+
+def test_cpu_is_always_there() -> None:
+    assert choose_device("cpu") == torch.device("cpu")
+
+
+def test_auto_takes_the_gpu_where_there_is_one() -> None:
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    assert choose_device("auto").type == expected
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU where there is none")
+def test_a_missing_gpu_names_the_setting() -> None:
+    with pytest.raises(PipelineError, match=r"runtime\.device is cuda, but torch finds no GPU"):
+        choose_device("cuda")
+
+
+def test_precision_chooses_the_arithmetic() -> None:
+    linear = torch.nn.Linear(2, 2)
+    for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        with autocast(torch.device("cpu"), precision):
+            assert linear(torch.zeros(1, 2)).dtype == dtype
+
+
+def test_placing_a_model_changes_its_layout_and_not_its_results() -> None:
+    torch.manual_seed(0)
+    model = GaitGL(GaitGLConfig(channels=(2, 2, 4, 4, 4, 4))).eval()
+    silhouettes = torch.rand(2, 1, 6, 64, 44)
+    with torch.inference_mode():
+        before = model(silhouettes)
+        placed = place(model, torch.device("cpu"))
+        torch.testing.assert_close(placed(silhouettes), before, rtol=1e-5, atol=1e-6)
+    weight = placed.glconv_a1.global_conv.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last_3d)

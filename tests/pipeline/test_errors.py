@@ -1,0 +1,42 @@
+import pytest
+
+from pipeline.errors import PipelineError, listing, run_stage
+
+
+def test_a_pipeline_error_is_text_and_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        print("so far")
+        raise PipelineError("data.oumvlp.root = x: missing")
+
+    with pytest.raises(SystemExit) as raised:
+        run_stage(main)
+    assert raised.value.code == 1
+    output = capsys.readouterr()
+    assert output.out == "so far\n"
+    assert output.err == "\nerror: data.oumvlp.root = x: missing\n"
+
+
+def test_an_interrupt_is_status_130(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as raised:
+        run_stage(main)
+    assert raised.value.code == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_faults_of_the_program_keep_their_traceback() -> None:
+    def main() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_stage(main)
+
+
+def test_long_lists_are_cut_and_counted() -> None:
+    assert listing(["a", "b"]) == "  a\n  b"
+    lines = listing([str(i) for i in range(25)], limit=20).splitlines()
+    assert len(lines) == 21
+    assert lines[-1] == "  ... and 5 more"
+    assert len(listing([str(i) for i in range(20)], limit=20).splitlines()) == 20

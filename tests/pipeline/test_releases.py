@@ -1,0 +1,222 @@
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline import releases
+from pipeline.archives import DamagedArchiveError
+from pipeline.errors import PipelineError
+from pipeline.releases import containers, member_name, scan, split_of
+
+Write7z = Callable[..., None]
+TarOf = Callable[[dict[str, bytes]], bytes]
+WriteFiles = Callable[[Path, dict[str, bytes]], None]
+
+PLACE = "forTrain/001/H/scene1/nm/000/1"
+
+
+@pytest.mark.parametrize(
+    ("subject", "expected"),
+    [
+        ("00001", "train"),
+        ("00002", "test"),
+        ("05153", "train"),
+        ("10304", "test"),
+        ("10305", "train"),
+        ("10306", "test"),
+        ("10307", "test"),
+    ],
+)
+def test_oumvlp_trains_on_odd_ids_but_the_last(subject: str, expected: str) -> None:
+    assert split_of("oumvlp", subject, "published") == expected
+
+
+def test_oumvlp_has_5153_training_and_5154_test_subjects() -> None:
+    splits = [split_of("oumvlp", f"{i:05}", "published") for i in range(1, 10308)]
+    assert (splits.count("train"), splits.count("test")) == (5153, 5154)
+
+
+def test_casia_e_has_the_published_splits() -> None:
+    subjects = [f"{i:03}" for i in range(1, 1015)]
+    release = [split_of("casia_e", subject, "release") for subject in subjects]
+    assert release == ["train"] * 500 + ["val"] * 114 + ["test"] * 400
+    opengait = [split_of("casia_e", subject, "opengait") for subject in subjects]
+    assert opengait == ["train"] * 200 + ["test"] * 814
+
+
+def test_frames_come_in_natural_order_whatever_the_archives(
+    tmp_path: Path, tar_of: TarOf, write_zip: WriteFiles
+) -> None:
+    names = [f"{PLACE}/{name}.jpg" for name in ("10", "9", "1", "frame2", "frame10", "002")]
+    write_zip(tmp_path / "train001-500.zip", {"001.tar": tar_of(dict.fromkeys(names, b"x"))})
+    (found,) = scan("casia_e", tmp_path, "train001-500.zip/001.tar").found
+    assert found.frames == [
+        "1.jpg",
+        "002.jpg",
+        "9.jpg",
+        "10.jpg",
+        "frame2.jpg",
+        "frame10.jpg",
+    ]
+    assert found.folder == PLACE
+    assert found.key == ("001", "H-scene1-nm-1", "000")
+    assert found.bytes == 6
+    assert member_name(found.container, found.folder, "1.jpg") == f"{PLACE}/1.jpg"
+
+
+def test_oumvlps_frames_do_not_depend_on_the_order_in_the_7z(
+    tmp_path: Path, write_7z: Write7z
+) -> None:
+    folder = "Silhouette_090-01/00002"
+    write_7z(tmp_path / "a.7z", {f"{folder}/{n:04}.png": b"x" for n in (3, 1, 2)})
+    (found,) = scan("oumvlp", tmp_path, "a.7z").found
+    assert found.key == ("00002", "01", "090")
+    assert found.frames == ["0001.png", "0002.png", "0003.png"]
+    assert member_name("a.7z", folder, "0001.png") == f"{folder}/0001.png"
+
+
+def test_frames_of_a_folder_are_members_by_their_own_name(
+    tmp_path: Path, write_tree: WriteFiles
+) -> None:
+    write_tree(tmp_path, {"deeper/00001/00/090/0001.png": b"x"})
+    names, refused = containers("oumvlp", tmp_path)
+    assert (names, refused) == (["deeper/00001/00/090"], [])
+    (found,) = scan("oumvlp", tmp_path, names[0]).found
+    assert found.key == ("00001", "00", "090")
+    assert member_name(names[0], found.folder, "0001.png") == "0001.png"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "Silhouette_90-00/00001/1.png",
+        "Silhouette_090-00/00001/1.jpg",
+        "Silhouette_090-00/00001/extra/1.png",
+        "Silhouette_090-00/001/1.png",
+        "00001/00/90/1.png",
+        "000001/00/090/1.png",
+        "x00001/00/090/1.png",
+    ],
+)
+def test_names_that_are_nearly_right_are_refused(
+    tmp_path: Path, write_7z: Write7z, path: str
+) -> None:
+    write_7z(tmp_path / "a.7z", {path: b"x"})
+    result = scan("oumvlp", tmp_path, "a.7z")
+    assert result.found == []
+    assert [(r.member, r.reason, r.frames) for r in result.refused] == [
+        (path, "not a frame's name", 1)
+    ]
+    assert result.seen == 1
+
+
+def test_scene3_s_and_four_digit_subjects_of_casia_e_are_known(
+    tmp_path: Path, write_tree: WriteFiles
+) -> None:
+    folder = "forTrain/1014/L/scene3_s/cl/270/2"
+    write_tree(tmp_path, {f"{folder}/1.jpg": b"x", f"{folder}/2.jpeg": b"x"})
+    (found,) = scan("casia_e", tmp_path, folder).found
+    assert found.key == ("1014", "L-scene3_s-cl-2", "270")
+    assert len(found.frames) == 2
+
+
+def test_a_damaged_tar_keeps_what_came_before_and_counts_the_rest(
+    tmp_path: Path, tar_of: TarOf, write_zip: WriteFiles
+) -> None:
+    other = PLACE.replace("000", "090")
+    members = {f"{folder}/{i}.jpg": b"x" * 9 for folder in (PLACE, other) for i in range(3)}
+    whole = tar_of(members)
+    write_zip(tmp_path / "val.zip", {"001.tar": whole[: 5 * 1024]})  # the sixth entry is missing
+    result = scan("casia_e", tmp_path, "val.zip/001.tar")
+    assert [found.key[2] for found in result.found] == ["000"]
+    assert result.seen == 5
+    assert {(r.reason, r.frames) for r in result.refused} == {
+        ("the archive is damaged", 0),
+        ("cut off by the damage", 2),
+    }
+
+
+def test_a_second_member_of_the_same_name_is_refused(
+    tmp_path: Path, write_zip: WriteFiles, tar_of: TarOf
+) -> None:
+    one = tar_of({f"{PLACE}/1.jpg": b"x", f"{PLACE}/2.jpg": b"x"})
+    # two tars in one: the first without its end
+    write_zip(tmp_path / "val.zip", {"001.tar": one[: 2 * 1024] + one})
+    result = scan("casia_e", tmp_path, "val.zip/001.tar")
+    assert [len(found.frames) for found in result.found] == [2]
+    assert [r.reason for r in result.refused] == ["a second member of the same name"] * 2
+    assert result.seen == 4
+
+
+def test_a_damaged_7z_raises(tmp_path: Path) -> None:
+    (tmp_path / "a.7z").write_bytes(b"7z")
+    with pytest.raises(DamagedArchiveError, match=r"a\.7z: "):
+        scan("oumvlp", tmp_path, "a.7z")
+
+
+def test_containers_are_sorted_and_what_cannot_hold_frames_is_refused(
+    tmp_path: Path, write_zip: WriteFiles, write_tree: WriteFiles, tar_of: TarOf
+) -> None:
+    write_tree(tmp_path, {"b/x.7z": b"", "a/x.7z": b"", "c/1.png": b"", "d/e/f/1.png": b""})
+    write_zip(tmp_path / "t.zip", {"2.tar": tar_of({"x": b""}), "1.tar": b"", "readme": b"hi"})
+    write_zip(tmp_path / "none.zip", {})
+    names, refused = containers("casia_e", tmp_path)
+    assert sorted(names) == sorted(["a/x.7z", "b/x.7z", "c", "d/e/f", "t.zip/1.tar", "t.zip/2.tar"])
+    assert {(r.container, r.member, r.reason, r.frames) for r in refused} == {
+        ("t.zip", "readme", "not a tar of one subject", 1),
+        ("none.zip", "", "the archive is empty", 0),
+    }
+    assert containers("casia_e", tmp_path) == (names, refused)
+
+
+def test_a_linked_folder_is_refused_and_not_passed_over(
+    tmp_path: Path, write_tree: WriteFiles
+) -> None:
+    write_tree(tmp_path / "root", {"00001/00/090/1.png": b"x"})
+    write_tree(tmp_path / "outside", {"00003/00/090/1.png": b"x"})
+    (tmp_path / "root" / "00003").symlink_to(tmp_path / "outside" / "00003")
+    names, refused = containers("oumvlp", tmp_path / "root")
+    assert names == ["00001/00/090"]
+    assert [(r.member, r.reason) for r in refused] == [("00003", "a link to a folder")]
+
+
+def test_the_root_itself_may_be_a_link(tmp_path: Path, write_tree: WriteFiles) -> None:
+    write_tree(tmp_path / "real", {"00001/00/090/1.png": b"x"})
+    (tmp_path / "root").symlink_to(tmp_path / "real")
+    assert containers("oumvlp", tmp_path / "root") == (["00001/00/090"], [])
+
+
+def test_a_missing_root_and_an_empty_one_name_the_setting(tmp_path: Path) -> None:
+    with pytest.raises(
+        PipelineError, match=r"data\.oumvlp\.root = .*absent: expected the folder .* missing"
+    ):
+        containers("oumvlp", tmp_path / "absent")
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        PipelineError, match=r"data\.casia_e\.root = .*file: expected the folder .* a file"
+    ):
+        containers("casia_e", tmp_path / "file")
+    (tmp_path / "empty" / "inside").mkdir(parents=True)
+    with pytest.raises(PipelineError, match="no archive and no frame below it") as raised:
+        containers("oumvlp", tmp_path / "empty")
+    assert "Silhouette_<view>-<sequence>" in str(raised.value)
+
+
+def test_all_broken_zips_are_named_at_once(tmp_path: Path) -> None:
+    for name in ("train001-500.zip", "val501-614.zip"):
+        (tmp_path / name).write_bytes(b"PK, then nothing")
+    with pytest.raises(PipelineError, match=r"2 archive\(s\) cannot be opened") as raised:
+        containers("casia_e", tmp_path)
+    assert "train001-500.zip" in str(raised.value)
+    assert "val501-614.zip" in str(raised.value)
+
+
+def test_passwords_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert releases.password("oumvlp") is None
+    monkeypatch.setenv("OUMVLP_PASSWORD", "secret")
+    assert releases.password("oumvlp") == "secret"
+    assert releases.password("casia_e") is None
+    monkeypatch.setenv("OUMVLP_PASSWORD", "")
+    assert releases.password("oumvlp") is None
+    assert os.environ["OUMVLP_PASSWORD"] == ""

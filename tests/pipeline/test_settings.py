@@ -1,0 +1,215 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from pipeline.errors import PipelineError
+from pipeline.settings import Settings, read_yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO, PAPER = ROOT / "params.yaml", ROOT / "profiles" / "paper.yaml"
+
+Change = Callable[[Path, str, Any], None]
+
+
+@pytest.fixture
+def params(tmp_path: Path) -> Path:
+    path = tmp_path / "params.yaml"
+    path.write_bytes(DEMO.read_bytes())
+    return path
+
+
+def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        inner = leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else None
+        found |= {f"{prefix}{name}": value} if inner is None else inner
+    return found
+
+
+def problems_of(path: Path) -> list[str]:
+    with pytest.raises(PipelineError) as raised:
+        Settings.load(path)
+    first, *problems = str(raised.value).splitlines()
+    assert first == f"{path} has {len(problems)} problem(s):"
+    return [problem.removeprefix("  ") for problem in problems]
+
+
+def test_shipped_files_are_valid_and_have_the_same_keys() -> None:
+    keys = []
+    for path in (DEMO, PAPER):
+        assert set(Settings.load(path).flat()) == set(leaves(read_yaml(path)))
+        keys.append(list(leaves(read_yaml(path))))
+    assert keys[0] == keys[1]
+
+
+def test_paper_profile_has_the_papers_numbers() -> None:
+    settings = Settings.load(PAPER)
+    assert settings.model.channels == [32, 64, 128, 128, 128, 128]
+    assert settings.model.parts == 2
+    assert settings.model.gem_p == 6.5
+    assert (settings.model.spatial_pooling, settings.model.activation) == ("gem", "branch")
+    p, f = settings.pretrain, settings.finetune
+    assert (p.subjects_per_batch, p.sequences_per_subject, p.clip_frames) == (32, 8, 30)
+    assert (f.subjects_per_batch, f.sequences_per_subject, f.clip_frames) == (12, 8, 64)
+    assert (p.steps, p.lr, p.lr_drops) == (250_000, 1e-4, [150_000])
+    assert (f.steps, f.lr, f.lr_drops) == (15_000, 1e-4, [10_000])
+    assert (p.warmup_steps, p.margin, f.warmup_steps, f.margin) == (0, 0.2, 0, 0.2)
+    assert f.initial == "pretrained"
+    assert settings.evaluate.distance == "euclidean"
+    assert settings.normalize.min_foreground == 10_000
+    assert settings.data.casia_e.split == "release"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("gem_p", 1.0, "gem_p: unknown key; did you mean "),
+        ("model.gem_pp", 1.0, "model.gem_pp: unknown key; did you mean model.gem_p?"),
+        ("pretrain.lr_drop", [1], "pretrain.lr_drop: unknown key; did you mean pretrain.lr_drops?"),
+        ("data.oumvlp.split", "release", "data.oumvlp.split: unknown key; known here: root"),
+        ("pretrain.steps", "many", "pretrain.steps: must be a valid integer, not 'many'"),
+        ("pretrain.steps", 2.5, "pretrain.steps: must be a valid integer, not 2.5"),
+        ("pretrain.steps", True, "pretrain.steps: must be a valid integer, not True"),
+        ("pretrain.steps", -1, "pretrain.steps: must be greater than or equal to 0, not -1"),
+        ("pretrain.lr", "0.001", "pretrain.lr: must be a valid number, not '0.001'"),
+        ("pretrain.lr", 0, "pretrain.lr: must be greater than 0, not 0"),
+        ("pretrain.lr", float("inf"), "pretrain.lr: must be a finite number, not inf"),
+        ("model.gem_p", float("nan"), "model.gem_p: must be "),
+        ("model.gem_p", 0.9, "model.gem_p: must be greater than or equal to 1, not 0.9"),
+        ("model.parts", 3, "model.parts: must be 1, 2, 4, 8 or 16, not 3"),
+        ("model.channels", [1, 2, 3], "model.channels: "),
+        ("model.channels", [1, 2, 3, 4, 0, 6], "model.channels[4]: must be greater than 0, not 0"),
+        ("finetune.subjects_per_batch", 1, "finetune.subjects_per_batch: must be greater than"),
+        ("finetune.initial", "scratch", "finetune.initial: must be 'pretrained' or 'random', not"),
+        ("evaluate.cmc_ranks", 4, "evaluate.cmc_ranks: must be greater than or equal to 5, not 4"),
+        ("runtime.workers", -2, "runtime.workers: must be greater than or equal to -1, not -2"),
+        ("runtime.device", "gpu", "runtime.device: must be 'auto', 'cpu' or 'cuda', not 'gpu'"),
+        ("data.casia_e.split", None, "data.casia_e.split: must be 'release' or 'opengait', not"),
+        ("data.casia_e.root", "", "data.casia_e.root: "),
+        ("pretrain", None, "pretrain: must be a valid dictionary"),
+    ],
+)
+def test_one_wrong_leaf_is_one_problem_with_its_full_key(
+    params: Path, change_leaf: Change, key: str, value: Any, problem: str
+) -> None:
+    change_leaf(params, key, value)
+    (found,) = problems_of(params)
+    if key == "gem_p":  # no section is spelt nearly like this
+        assert found.startswith("gem_p: unknown key; ")
+    else:
+        assert found.startswith(problem)
+
+
+def test_impossible_combinations_are_named_with_both_keys(
+    params: Path, change_leaf: Change
+) -> None:
+    change_leaf(params, "finetune.steps", 600)
+    change_leaf(params, "finetune.lr_drops", [300, 900])
+    assert problems_of(params) == ["finetune.lr_drops[1]: 900 is past finetune.steps = 600"]
+    change_leaf(params, "finetune.lr_drops", [300, 300])
+    assert problems_of(params) == ["finetune.lr_drops[1]: 300 must be above the one before it, 300"]
+    change_leaf(params, "finetune.lr_drops", [])
+    change_leaf(params, "finetune.warmup_steps", 601)
+    assert problems_of(params) == ["finetune.warmup_steps: 601 is past finetune.steps = 600"]
+
+
+def test_a_drop_at_the_last_step_and_no_steps_at_all_are_possible(
+    params: Path, change_leaf: Change
+) -> None:
+    change_leaf(params, "pretrain.lr_drops", [320])
+    for leaf, value in (("steps", 0), ("warmup_steps", 0), ("lr_drops", [])):
+        change_leaf(params, f"finetune.{leaf}", value)
+    settings = Settings.load(params)
+    assert settings.pretrain.lr_drops == [320]
+    assert settings.finetune.steps == 0
+
+
+def test_all_problems_are_reported_at_once(params: Path) -> None:
+    tree = read_yaml(params)
+    tree["seed"] = -1
+    tree["model"]["part"] = 2
+    del tree["finetune"]["initial"]
+    del tree["runtime"]
+    tree["pretrain"]["lr_drops"] = [400, 390]
+    params.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    problems = problems_of(params)
+    assert {problem.partition(": ")[0] for problem in problems} == {
+        "seed",
+        "model.part",
+        "finetune.initial",
+        "runtime",
+        "pretrain.lr_drops[0]",
+        "pretrain.lr_drops[1]",
+    }
+    assert "finetune.initial: missing; profiles/paper.yaml shows every key" in problems
+    assert len(problems) == 7  # the second drop is past the end, and below the first
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-4", 1e-4), ("1E-4", 1e-4), ("1.0e-4", 1e-4), ("5e+1", 50.0), ("2e0", 2.0), ("1", 1.0)],
+)
+def test_numbers_are_read_as_dvc_reads_them(params: Path, text: str, value: float) -> None:
+    content = params.read_text(encoding="utf-8")
+    params.write_text(content.replace("lr: 1.0e-3", f"lr: {text}"), encoding="utf-8")
+    assert Settings.load(params).pretrain.lr == value
+
+
+def test_quoted_numbers_and_names_stay_text(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("a: '1e-4'\nb: 1e-4x\nc: e5\n", encoding="utf-8")
+    assert read_yaml(path) == {"a": "1e-4", "b": "1e-4x", "c": "e5"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"seed: [1\nmodel: 2", "is not readable YAML"),
+        (b"seed: 0\n\tmodel: 1", "is not readable YAML"),
+        (b"\xff\xfe\x00", "is not readable YAML"),
+        (b"- seed\n- model\n", "expected a mapping of sections, got list"),
+        (b"", "expected a mapping of sections, got NoneType"),
+        (b"!!python/object/apply:os.getcwd []", "is not readable YAML"),
+    ],
+)
+def test_a_file_that_is_no_mapping_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes(content)
+    with pytest.raises(PipelineError, match=message) as raised:
+        Settings.load(path)
+    assert str(path) in str(raised.value)
+
+
+def test_a_missing_file_is_named_and_says_where_to_run(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match=r"params\.yaml is missing: run this from"):
+        Settings.load(tmp_path / "params.yaml")
+
+
+def test_keys_that_are_no_text_are_a_problem_and_not_a_crash(params: Path) -> None:
+    params.write_text(params.read_text(encoding="utf-8") + "\n1: 2\n", encoding="utf-8")
+    assert len(problems_of(params)) == 1
+
+
+def test_flat_has_every_leaf_once_and_lists_as_text() -> None:
+    flat = Settings.load(DEMO).flat()
+    assert flat["model.channels"] == "[8, 16, 32, 32, 32, 32]"
+    assert flat["pretrain.lr"] == 1e-3
+    assert flat["data.casia_e.split"] == "release"
+    assert all(isinstance(value, str | int | float) for value in flat.values())
+
+
+def test_settings_do_not_change_afterwards() -> None:
+    settings = Settings.load(DEMO)
+    with pytest.raises(ValidationError):
+        settings.pretrain.steps = 1
+
+
+def test_data_is_reached_by_the_datasets_name() -> None:
+    data = Settings.load(DEMO).data
+    assert data["oumvlp"] is data.oumvlp
+    assert data["casia_e"] is data.casia_e
+    assert data["oumvlp"].split == "published"

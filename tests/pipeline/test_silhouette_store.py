@@ -1,0 +1,111 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import silhouette_store
+from pipeline.errors import PipelineError
+from pipeline.silhouette_store import (
+    SHARD,
+    Silhouettes,
+    SilhouetteStore,
+    compress,
+    write_shard,
+)
+
+Row = tuple[str, str, str, str, Silhouettes]
+WriteStore = Callable[[Path, list[Row]], SilhouetteStore]
+Noise = Callable[[int, int], Silhouettes]
+
+
+def some_rows(noise: Noise) -> list[Row]:
+    return [
+        ("00001", "00", "000", "train", noise(1, 5)),
+        ("00001", "01", "000", "train", noise(2, 1)),
+        ("00002", "00", "090", "test", np.zeros((40, 64, 44), np.uint8)),
+    ]
+
+
+def test_frames_come_back_in_any_order(
+    tmp_path: Path, write_store: WriteStore, noise: Noise
+) -> None:
+    rows = some_rows(noise)
+    store = write_store(tmp_path, rows)
+    for number in (2, 0, 1, 0):
+        read = store.read(number)
+        assert read.dtype == np.uint8
+        np.testing.assert_array_equal(read, rows[number][4])
+        read[:] = 7  # the array is ours; the store must not notice
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), n_frames=st.integers(1, 9))
+def test_compression_loses_nothing_and_is_deterministic(seed: int, n_frames: int) -> None:
+    shape = (n_frames, 64, 44)
+    frames = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    stored = compress("1", "00", "000", frames)
+    assert stored.n_frames == n_frames
+    assert stored == compress("1", "00", "000", np.asfortranarray(frames))
+    content = pa.Codec("zstd").decompress(stored.silhouettes, frames.size)
+    assert content.to_pybytes() == frames.tobytes()
+
+
+def test_the_digest_is_of_keys_splits_and_frames(
+    tmp_path: Path, write_store: WriteStore, noise: Noise
+) -> None:
+    rows = some_rows(noise)
+    digest = write_store(tmp_path / "a", rows).digest()
+    assert write_store(tmp_path / "b", rows).digest() == digest
+    pixel = rows[0][4].copy()
+    pixel[3, 10, 10] ^= 1
+    key, split = list(rows), list(rows)
+    key[1] = ("00001", "02", *rows[1][2:])
+    split[1] = (*rows[1][:3], "test", rows[1][4])
+    for i, changed in enumerate(([(*rows[0][:4], pixel), *rows[1:]], key, split)):
+        assert write_store(tmp_path / f"changed-{i}", changed).digest() != digest
+
+
+def test_equal_rows_give_equal_shards(tmp_path: Path, noise: Noise) -> None:
+    rows = [compress("1", "00", "000", noise(0, 3))]
+    for name in ("a", "b"):
+        write_shard(tmp_path / name, rows)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_missing_store_says_what_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match=r"index\.parquet is missing: `dvc repro` makes it"):
+        SilhouetteStore(tmp_path)
+
+
+def test_an_index_of_another_version_is_refused(
+    tmp_path: Path, write_store: WriteStore, noise: Noise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_store(tmp_path, some_rows(noise))
+    newer = silhouette_store.INDEX.with_metadata(
+        {**silhouette_store.INDEX.metadata, b"version": b"2"}
+    )
+    monkeypatch.setattr(silhouette_store, "INDEX", newer)
+    with pytest.raises(PipelineError, match=r"index\.parquet is not what this version reads"):
+        SilhouetteStore(tmp_path)
+
+
+@pytest.mark.parametrize("change", ["version", "column"])
+def test_a_shard_of_another_version_is_refused(
+    tmp_path: Path, write_store: WriteStore, noise: Noise, change: str
+) -> None:
+    store = write_store(tmp_path, some_rows(noise))
+    schema = (
+        SHARD.with_metadata({**SHARD.metadata, b"version": b"2"})
+        if change == "version"
+        else SHARD.set(3, pa.field("n", pa.int32()))
+    )
+    columns = [pa.array([], field.type) for field in schema]
+    path = tmp_path / "shard-00000.arrow"
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        writer.write_batch(pa.record_batch(columns, schema=schema))
+    with pytest.raises(PipelineError, match=r"shard-00000\.arrow is not what this version reads"):
+        store.read(0)

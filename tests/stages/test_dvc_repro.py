@@ -1,0 +1,339 @@
+"""The whole pipeline under the real DVC and MLflow, on a cast of a few walkers.
+
+The tests of this file share one project and run in order: each changes one setting of what the
+one before it left.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+from pipeline.embedding_file import read_embeddings
+from pipeline.silhouette_store import SilhouetteStore
+
+ROOT = Path(__file__).parents[2]
+
+WALKERS = {"synthetic/dvc.yaml:walkers_oumvlp", "synthetic/dvc.yaml:walkers_casia_e"}
+CASIA_E = {f"{stage}@casia_e" for stage in ("embed", "evaluate")} | {"finetune"}
+OUMVLP = {f"{stage}@oumvlp" for stage in ("embed", "evaluate")} | {"pretrain"}
+NORMALIZE = {"normalize@oumvlp", "normalize@casia_e"}
+INGEST = {"ingest@oumvlp", "ingest@casia_e"}
+
+
+class Project:
+    """A copy of the project with small settings, under git and DVC of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW", "DVC"))}
+        environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+        environment["DVC_SITE_CACHE_DIR"] = str(self.folder / "site-cache")
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if check:
+            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done
+
+    def repro(self) -> set[str]:
+        """The stages whose commands ran."""
+        done = self.run("dvc", "repro")
+        return set(re.findall(r"^Running stage '([^']+)'", done.stdout, re.MULTILINE))
+
+    def due(self) -> set[str]:
+        """The stages whose own inputs have changed since they ran."""
+        status: dict[str, Any] = json.loads(self.run("dvc", "status", "--json").stdout)
+        return set(status)
+
+    def change(self, **leaves: Any) -> None:
+        """Change leaves of params.yaml, named with __ for the dot."""
+        self.edit("params.yaml", leaves)
+
+    def edit(self, file: str, leaves: dict[str, Any]) -> None:
+        path = self.folder / file
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for key, value in leaves.items():
+            *sections, leaf = key.split("__")
+            section = tree
+            for name in sections:
+                section = section[name]
+            section[leaf] = value
+        path.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+
+    def metrics(self, dataset: str) -> dict[str, Any]:
+        path = self.folder / "reports" / dataset / "metrics.json"
+        metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return metrics
+
+    def mlflow_runs(self) -> list[Run]:
+        client = MlflowClient(f"sqlite:///{self.folder / 'mlflow.db'}")
+        return list(client.search_runs(["1"], order_by=["attributes.start_time ASC"]))
+
+
+SMALL_TRAINING = {
+    "subjects_per_batch": 2,
+    "sequences_per_subject": 2,
+    "clip_frames": 4,
+    "steps": 3,
+    "warmup_steps": 0,
+    "lr_drops": [2],
+    "precision": "float32",
+}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    folder = tmp_path_factory.mktemp("project")
+    listed = subprocess.run(
+        ["git", "-C", ROOT, "ls-files", "-co", "--exclude-standard"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    for name in listed:
+        if (ROOT / name).exists() and not name.startswith(("tests/", "docs/")):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    (folder / "dvc.lock").unlink(missing_ok=True)
+    (folder / "synthetic/dvc.lock").unlink(missing_ok=True)
+    project = Project(folder)
+    project.change(
+        model__channels=[2, 2, 4, 4, 4, 4],
+        normalize__min_frames=3,
+        runtime__workers=1,
+        runtime__log_every=1,
+        runtime__device="cpu",
+        **{f"{s}__{k}": v for s in ("pretrain", "finetune") for k, v in SMALL_TRAINING.items()},
+    )
+    frames = {"fewest_frames": 4, "most_frames": 8}
+    project.edit(
+        "synthetic/params.yaml",
+        {
+            "oumvlp__training_subjects": 3,
+            "oumvlp__test_subjects": 3,
+            "oumvlp__views": ["000", "090"],
+            "casia_e__training_subjects": 3,
+            "casia_e__validation_subjects": 1,
+            "casia_e__test_subjects": 3,
+            "casia_e__views": ["000", "090"],
+            **{f"{d}__recording__{k}": v for d in ("oumvlp", "casia_e") for k, v in frames.items()},
+        },
+    )
+    project.run("git", "init", "-q")
+    project.run("git", "config", "user.email", "walker@example.com")
+    project.run("git", "config", "user.name", "walker")
+    project.run("git", "add", "-A")
+    project.run("git", "commit", "-q", "-m", "small")
+    return project
+
+
+def test_the_first_run_makes_everything(project: Project) -> None:
+    done = project.run("dvc", "repro")
+    for stage in WALKERS | INGEST | NORMALIZE | OUMVLP | CASIA_E:
+        assert f"Running stage '{stage}'" in done.stdout
+    shutil.copytree(project.folder / "synthetic/release/oumvlp", project.folder.parent / "release")
+    assert "OUMVLP: 3 unseen subjects" in done.stdout
+    assert "CASIA-E: 3 unseen subjects" in done.stdout
+    assert "reports/casia_e/figures" in done.stdout
+    assert re.search(r"frames in \d+ = frames kept \d+ \+ refused \d+", done.stdout)
+    assert set(project.metrics("casia_e")) == {"NM", "BG", "CL", "p", "protocol"}
+    for dataset, conditions in (("oumvlp", ["all"]), ("casia_e", ["nm", "bg", "cl"])):
+        report = project.folder / "reports" / dataset
+        figures = {path.name for path in (report / "figures").iterdir()}
+        assert figures == {"cmc.png", "p.png", *(f"rank1_{c}.png" for c in conditions)}
+        table = pd.read_csv(report / f"tables/rank1_{conditions[0]}.csv", dtype={"probe view": str})
+        assert list(table["probe view"]) == ["000", "090"]
+        assert 0 <= project.metrics(dataset).get("rank1", 0) <= 100
+    assert set(project.metrics("casia_e")["p"]) == {"pretrain", "finetune"}
+
+
+def test_mlflow_holds_a_run_for_each_stage_with_its_curves(project: Project) -> None:
+    client = MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
+    runs = {(r.data.tags["stage"], r.data.tags["dataset"]): r for r in project.mlflow_runs()}
+    assert set(runs) == {
+        ("pretrain", "oumvlp"),
+        ("finetune", "casia_e"),
+        ("evaluate", "oumvlp"),
+        ("evaluate", "casia_e"),
+    }
+    commit = project.run("git", "rev-parse", "HEAD").stdout.strip()
+    for run in runs.values():
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["mlflow.source.git.commit"] == commit
+        assert run.data.params["model.channels"] == "[2, 2, 4, 4, 4, 4]"
+        assert len(run.data.params) == len(_leaves(project))
+    pretrain, finetune = runs["pretrain", "oumvlp"], runs["finetune", "casia_e"]
+    assert pretrain.data.tags["dvc_stage"] == "pretrain"
+    assert finetune.data.tags["upstream_pretrain_run_id"] == pretrain.info.run_id
+    evaluated = runs["evaluate", "casia_e"]
+    assert evaluated.data.tags["upstream_finetune_run_id"] == finetune.info.run_id
+    for run in (pretrain, finetune):
+        for name in ("p", "loss", "active_share", "lr", "sequences_per_s"):
+            history = client.get_metric_history(run.info.run_id, name)
+            assert [point.step for point in history] == [1, 2, 3], name
+        names = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+        assert {"checkpoint.safetensors", "history.csv", "p.png"} <= names
+    p = [point.value for point in client.get_metric_history(pretrain.info.run_id, "p")]
+    assert p[-1] != 6.5
+    assert p[-1] == pytest.approx(pretrain.data.metrics["final_p"])
+    # one row answers which settings gave which result
+    assert evaluated.data.metrics["NM_rank1"] == project.metrics("casia_e")["NM"]["rank1"]
+    assert evaluated.data.metrics["p_pretrain"] == pytest.approx(p[-1], abs=1e-6)
+    assert "p_finetune" in evaluated.data.metrics
+
+
+def _leaves(project: Project) -> list[str]:
+    tree = yaml.safe_load((project.folder / "params.yaml").read_text(encoding="utf-8"))
+
+    def count(node: Any) -> list[str]:
+        if not isinstance(node, dict):
+            return [""]
+        return [leaf for value in node.values() for leaf in count(value)]
+
+    return count(tree)
+
+
+def test_embeddings_are_those_of_the_test_subjects(project: Project) -> None:
+    for dataset in ("oumvlp", "casia_e"):
+        store = SilhouetteStore(project.folder / "data" / dataset / "silhouettes")
+        keys, embeddings, metadata = read_embeddings(
+            project.folder / "embeddings" / f"{dataset}.arrow"
+        )
+        test = store.index[store.index["split"] == "test"]
+        assert keys["subject"].tolist() == test["subject"].tolist()
+        assert embeddings.shape == (len(test), 4, 64)
+        assert np.isfinite(embeddings).all()
+        assert metadata["stage"] == ("pretrain" if dataset == "oumvlp" else "finetune")
+
+
+def test_a_second_run_runs_nothing(project: Project) -> None:
+    assert project.repro() == set()
+
+
+@pytest.mark.parametrize(
+    ("change", "reruns"),
+    [
+        ({"runtime__workers": 0, "runtime__log_every": 2, "runtime__experiment": "x"}, set()),
+        ({"evaluate__distance": "cosine"}, {"evaluate@oumvlp", "evaluate@casia_e"}),
+        ({"finetune__lr": 0.002}, CASIA_E),
+        ({"pretrain__margin": 0.3, "model__gem_p": 5.0, "seed": 1}, OUMVLP | CASIA_E),
+        ({"normalize__min_frames": 5}, NORMALIZE | OUMVLP | CASIA_E),
+        (
+            {"data__casia_e__split": "opengait"},
+            {"ingest@casia_e", "normalize@casia_e"} | CASIA_E,
+        ),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_reruns_what(project: Project, change: dict[str, Any], reruns: set[str]) -> None:
+    for leaf, value in change.items():
+        project.change(**{leaf: value})
+        # each leaf alone makes the first of these stages due; running them all once will do
+        due = {name for name in project.due() if name in reruns}
+        assert bool(due) == bool(reruns), leaf
+    assert project.repro() == reruns
+
+
+def test_an_earlier_setting_is_restored_without_a_run(project: Project) -> None:
+    project.change(data__casia_e__split="release")
+    assert project.repro() == set()
+
+
+@pytest.fixture
+def raw(project: Project, tmp_path: Path) -> Path:
+    """The release of the OUMVLP walkers at another place, to be changed by a test."""
+    return Path(shutil.copytree(project.folder.parent / "release", tmp_path / "oumvlp"))
+
+
+def test_data_elsewhere_needs_no_walkers_and_reruns_the_dataset(
+    project: Project, raw: Path
+) -> None:
+    (raw / "Silhouette_090-00.7z").unlink()  # so that something changes
+    project.change(data__oumvlp__root=str(raw))
+    shutil.rmtree(project.folder / "synthetic/release/oumvlp")
+    ran = project.repro()
+    assert ran == {"ingest@oumvlp", "normalize@oumvlp"} | OUMVLP | CASIA_E
+    for run in project.mlflow_runs():
+        values = [*run.data.params.values(), *run.data.tags.values()]
+        assert not any(str(raw.parent) in value for value in values)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"finetune__stepz": 3}, ["finetune.stepz", "unknown key", "finetune.steps"]),
+        ({"finetune__stepz": "", "pretrain__lr": "fast"}, ["pretrain.lr"]),
+        ({"data__oumvlp__root": "nowhere"}, ["data.oumvlp.root = nowhere", "missing"]),
+    ],
+)
+def test_bad_settings_are_told_before_anything_runs(
+    project: Project, change: dict[str, Any], words: list[str]
+) -> None:
+    before = (project.folder / "params.yaml").read_text(encoding="utf-8")
+    try:
+        project.change(**change)
+        done = project.run("python", "-m", "pipeline.check", check=False)
+    finally:
+        (project.folder / "params.yaml").write_text(before, encoding="utf-8")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert all(word in done.stderr for word in words), done.stderr
+    assert len(done.stderr.splitlines()) < 25
+
+
+def _spoil_test_galleries(folder: Path) -> None:
+    for path in folder.glob("Silhouette_*-01.7z"):
+        path.unlink()
+
+
+def _truncate(folder: Path) -> None:
+    path = folder / "Silhouette_000-00.7z"
+    path.write_bytes(path.read_bytes()[:-500])
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (_spoil_test_galleries, ["gallery", "01"]),
+        (_truncate, ["Silhouette_000-00.7z", "Download"]),
+        (_empty, ["data.oumvlp.root", "no archive"]),
+    ],
+)
+def test_bad_releases_stop_repro_with_one_screen(
+    project: Project, raw: Path, spoil: Callable[[Path], None], words: list[str]
+) -> None:
+    before = (project.folder / "params.yaml").read_text(encoding="utf-8")
+    spoil(raw)
+    project.change(data__oumvlp__root=str(raw))
+    try:
+        done = project.run("dvc", "repro", check=False)
+    finally:
+        (project.folder / "params.yaml").write_text(before, encoding="utf-8")
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert all(word in done.stderr for word in words), done.stderr

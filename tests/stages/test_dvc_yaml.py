@@ -1,0 +1,164 @@
+"""dvc.yaml, params.yaml and the stages' code must agree; DVC itself resolves dvc.yaml here."""
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dvc.repo import Repo
+
+from pipeline.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+
+PLUMBING = {
+    "pipeline/__init__.py",
+    "pipeline/arguments.py",
+    "pipeline/devices.py",
+    "pipeline/errors.py",
+    "pipeline/files.py",
+    "pipeline/processes.py",
+    "pipeline/progress.py",
+    "pipeline/settings.py",
+    "pipeline/tracking.py",
+    "gaitgl/__init__.py",
+    "stages/__init__.py",
+}
+"""Code that every stage runs and that cannot change what comes out: messages, progress, runs,
+the schema of the settings, where files are renamed. Mending it must not cost a training."""
+
+DRAWING = {"pipeline/figures.py"}
+"""A training stage draws its own p curve; its look is no reason to train anew."""
+
+
+@pytest.fixture(scope="module")
+def stages() -> dict[str, Any]:
+    with Repo(str(ROOT)) as repo:
+        return {
+            stage.addressing: stage
+            for stage in repo.index.stages
+            if "synthetic" not in stage.addressing
+        }
+
+
+def _file(stage: Any) -> Path:
+    module = stage.cmd.removeprefix("python -m ").split()[0]
+    return ROOT / f"{module.replace('.', '/')}.py"
+
+
+def _deps(stage: Any) -> set[str]:
+    return {dep.def_path for dep in stage.deps if dep.def_path.endswith(".py")}
+
+
+def _params(stage: Any) -> set[str]:
+    return {name for dep in stage.deps if hasattr(dep, "params") for name in dep.params}
+
+
+def _imports(path: Path) -> set[Path]:
+    """Project files that a file imports, directly."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        modules: list[str] = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            modules = [node.module, *(f"{node.module}.{name.name}" for name in node.names)]
+        elif isinstance(node, ast.Import):
+            modules = [name.name for name in node.names]
+        found |= {ROOT / f"{module.replace('.', '/')}.py" for module in modules}
+    return {file for file in found if file.exists()}
+
+
+def _closure(path: Path) -> set[str]:
+    pending, seen = {path}, set()
+    while pending:
+        file = pending.pop()
+        seen.add(file)
+        pending |= _imports(file) - seen
+    return {file.relative_to(ROOT).as_posix() for file in seen}
+
+
+def test_the_stages_are_those_of_the_pipeline(stages: dict[str, Any]) -> None:
+    datasets = ("oumvlp", "casia_e")
+    expected = {
+        f"{stage}@{d}" for stage in ("ingest", "normalize", "embed", "evaluate") for d in datasets
+    }
+    assert set(stages) == expected | {"pretrain", "finetune"}
+    scripts = {path for path in (ROOT / "stages").glob("*.py") if path.stem != "__init__"}
+    assert {_file(stage) for stage in stages.values()} == scripts
+
+
+def test_deps_name_the_code_that_each_stage_runs(stages: dict[str, Any]) -> None:
+    for name, stage in stages.items():
+        free = PLUMBING | (DRAWING if name in ("pretrain", "finetune") else set())
+        assert _deps(stage) == _closure(_file(stage)) - free, name
+
+
+def test_plumbing_is_still_there() -> None:
+    assert all((ROOT / path).exists() for path in PLUMBING | DRAWING)
+
+
+def _reads(path: Path) -> set[str]:
+    """Full keys that a stage reads from ``settings``, as written; [dataset] becomes *."""
+    keys = set()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inner = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Attribute | ast.Subscript)}
+
+    def chain(node: ast.expr) -> list[str] | None:
+        if isinstance(node, ast.Attribute):
+            base = chain(node.value)
+            return None if base is None else [*base, node.attr]
+        if isinstance(node, ast.Subscript):
+            base = chain(node.value)
+            return None if base is None else [*base, "*"]
+        return [] if isinstance(node, ast.Name) and node.id == "settings" else None
+
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute | ast.Subscript) and id(node) not in inner:
+            found = chain(node)
+            if found:
+                keys.add(".".join(part for part in found if part not in ("model_dump",)))
+    return {key for key in keys if key != "flat" and not key.startswith("runtime")}
+
+
+def _leaves() -> set[str]:
+    return {
+        key for key in Settings.load(ROOT / "params.yaml").flat() if not key.startswith("runtime.")
+    }
+
+
+def _under(key: str, prefix: str) -> bool:
+    return key == prefix or key.startswith(f"{prefix}.")
+
+
+def test_stages_declare_what_they_read_and_read_what_they_declare(stages: dict[str, Any]) -> None:
+    leaves = _leaves()
+    for name, stage in stages.items():
+        dataset = name.partition("@")[2]
+        read = {key.replace("*", dataset) for key in _reads(_file(stage))}
+        read_leaves = {leaf for leaf in leaves if any(_under(leaf, key) for key in read)}
+        declared = {leaf for leaf in leaves if any(_under(leaf, key) for key in _params(stage))}
+        assert read_leaves == declared, name
+
+
+def test_every_leaf_of_params_is_read_by_a_stage(stages: dict[str, Any]) -> None:
+    declared = {param for stage in stages.values() for param in _params(stage)}
+    unread = {leaf for leaf in _leaves() if not any(_under(leaf, param) for param in declared)}
+    assert not unread
+
+
+def test_runtime_is_declared_by_no_stage(stages: dict[str, Any]) -> None:
+    assert not {p for stage in stages.values() for p in _params(stage) if p.startswith("runtime")}
+
+
+def test_every_runtime_leaf_is_read_somewhere() -> None:
+    code = "\n".join(
+        path.read_text(encoding="utf-8")
+        for folder in ("pipeline", "stages")
+        for path in (ROOT / folder).glob("*.py")
+    )
+    for leaf in Settings.load(ROOT / "params.yaml").runtime.model_dump():
+        assert f"runtime.{leaf}" in code, leaf
+
+
+def test_commands_take_only_names_that_exist(stages: dict[str, Any]) -> None:
+    for stage in stages.values():
+        assert stage.cmd.startswith("python -m stages.")
