@@ -55,6 +55,7 @@ class GaitGLConfig:
     doubles them."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "channels", tuple(self.channels))  # lists come from settings
         problems = []
         if len(self.channels) != 6 or any(c < 1 for c in self.channels):
             problems.append(f"channels: expected 6 positive widths, got {self.channels}")

@@ -81,7 +81,7 @@ def list_members(root: Path, container: str, password: str | None) -> Iterator[M
                     regular = not (item.is_symlink or item.is_junction or item.is_socket)
                     yield _member(item.filename, item.uncompressed or 0, regular)
     elif container.endswith(".tar"):
-        with _inner_tar(root, container) as tar:
+        with _inner_tar(root, container, password) as tar:
             for entry in _tar_entries(tar, container):
                 if not entry.isdir():
                     yield _member(entry.name, entry.size, entry.isreg() and not entry.issparse())
@@ -116,7 +116,7 @@ def read_members(
         if container.endswith(".7z"):
             _read_seven_zip(root, container, wanted, password, hand_on)
         elif container.endswith(".tar"):
-            with _inner_tar(root, container) as tar:
+            with _inner_tar(root, container, password) as tar:
                 for entry in _tar_entries(tar, container):
                     if entry.name in wanted and entry.isreg():
                         hand_on(entry.name, _tar_content(tar, entry, container))
@@ -266,18 +266,21 @@ class _Entry(tarfile.TarInfo):
 
 
 @contextmanager
-def _inner_tar(root: Path, container: str) -> Iterator[tarfile.TarFile]:
+def _inner_tar(root: Path, container: str, password: str | None) -> Iterator[tarfile.TarFile]:
     archive, _, name = container.partition(".zip/")
     try:
         with (
             zipfile.ZipFile(root / f"{archive}.zip") as outer,
-            outer.open(name) as stream,
+            outer.open(name, pwd=password.encode() if password else None) as stream,
             tarfile.open(fileobj=stream, mode="r|", tarinfo=_Entry) as tar,
         ):
             yield tar
     except KeyError:
         raise DamagedArchiveError(container, "no such member in the zip") from None
     except _TAR_ERRORS as error:
+        # zipfile says so with a RuntimeError of its own
+        if isinstance(error, RuntimeError) and "password" in str(error):
+            raise WrongPasswordError(container, _reason(error)) from None
         raise DamagedArchiveError(container, _reason(error)) from None
 
 

@@ -41,9 +41,7 @@ def read_checkpoint(path: Path) -> tuple[GaitGLConfig, dict[str, Tensor], dict[s
             f"{path} is no checkpoint of this pipeline: expected format {FORMAT!r}, got {header!r}"
         )
     try:
-        architecture = header["architecture"]
-        architecture["channels"] = tuple(architecture["channels"])
-        config, info = GaitGLConfig(**architecture), header["info"]
+        config, info = GaitGLConfig(**header["architecture"]), header["info"]
     except (KeyError, TypeError, ValueError) as error:
         raise PipelineError(f"{path}: its description of the network is broken: {error}") from None
     return config, weights, info

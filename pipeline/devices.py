@@ -26,9 +26,15 @@ def place(model: GaitGL, device: torch.device) -> GaitGL:
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context in which the network runs in ``precision`` (float32 or bfloat16)."""
     enabled = precision == "bfloat16"
-    if enabled and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if (
+        enabled
+        and device.type == "cuda"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
         raise PipelineError(
             f"precision is bfloat16, but {torch.cuda.get_device_name(device)} cannot compute in "
             "it; set pretrain.precision and finetune.precision to float32"
         )
+    if not enabled:
+        torch.backends.cudnn.allow_tf32 = False  # float32 means float32
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)

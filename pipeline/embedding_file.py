@@ -8,6 +8,7 @@ import pandas as pd
 import pyarrow as pa
 
 from pipeline.errors import PipelineError
+from pipeline.files import new_file
 from pipeline.tables import KEY
 
 Embeddings = npt.NDArray[np.float32]
@@ -23,8 +24,11 @@ def write_embeddings(
     columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, c * strips)
     header = {"gaitgl": "embeddings", "version": "1", "channels": str(c), "strips": str(strips)}
     batch = pa.record_batch(columns).replace_schema_metadata({**header, **metadata})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+    with (
+        new_file(path) as beside,
+        pa.OSFile(str(beside), "wb") as sink,
+        pa.ipc.new_file(sink, batch.schema) as writer,
+    ):
         writer.write_batch(batch)
 
 

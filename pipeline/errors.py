@@ -1,5 +1,6 @@
 """Problems that the user can mend, and how a stage reports them."""
 
+import errno
 import sys
 from collections.abc import Callable
 
@@ -15,6 +16,11 @@ def run_stage(main: Callable[[], None]) -> None:
     except PipelineError as error:
         sys.stdout.flush()
         sys.stderr.write(f"\nerror: {error}\n")
+        sys.exit(1)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        sys.stderr.write(f"\nerror: the disk is full: {error}; free some room and start again\n")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted\n")

@@ -26,7 +26,7 @@ class Evaluation:
     """Columns condition, rank, percent: mean over view pairs, identical views left out."""
 
     metrics: dict[str, dict[str, float]]
-    """Headline figures of each condition."""
+    """Headline figures of each condition that has probes."""
 
     counts: dict[str, int]
     """Subjects and sequences compared."""
@@ -41,20 +41,22 @@ def evaluate(
 ) -> Evaluation:
     """Apply ``protocol`` to embeddings [n, c, strips] with their keys (subject, sequence, view).
 
-    Raises PipelineError where keys repeat, or gallery or probes are empty.
+    A condition without probes is left out and printed. Raises PipelineError where keys repeat,
+    or there is nothing to compare.
     """
     _check_keys(keys)
-    compared = keys["sequence"].isin([*protocol.gallery, *protocol.all_probes])
-    compared &= ~keys["view"].isin(protocol.excluded_views)
-    rows = np.flatnonzero(compared)
-    keys = keys.iloc[rows].reset_index(drop=True)
-    embeddings = embeddings[rows] if len(rows) < len(embeddings) else embeddings
+    rows = np.flatnonzero(protocol.compares(keys["sequence"], keys["view"]))
+    if len(rows) < len(keys):  # embeddings of another protocol; the copy costs memory
+        keys, embeddings = keys.iloc[rows].reset_index(drop=True), embeddings[rows]
     views = sorted(set(keys["view"]))
     ranks = tuple(range(1, cmc_ranks + 1))
     rank1: dict[str, Table] = {}
     curves: list[pd.DataFrame] = []
     metrics: dict[str, dict[str, float]] = {}
     for condition, probe in protocol.probes.items():
+        if not keys["sequence"].isin(probe).any():
+            print(f"{condition}: no probe sequence ({', '.join(probe)}): left out")
+            continue
         try:
             first = retrieval.first_match_rank(
                 embeddings,
@@ -81,6 +83,11 @@ def evaluate(
             "rank1_with_identical_views": float(np.nanmean(every[0])),
             "rank5_with_identical_views": float(np.nanmean(every[4])),
         }
+    if not metrics:
+        raise PipelineError(
+            f"cannot compare: no probe sequence among {len(keys)} embeddings; the protocol takes "
+            f"{protocol.probe_words}"
+        )
     in_gallery = keys["sequence"].isin(protocol.gallery)
     counts = {
         "subjects": int(keys["subject"].nunique()),

@@ -15,6 +15,8 @@ from typing import Any
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to fill beside ``path``; it takes that name when the block ends without error."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{path.name}-*"):
+        shutil.rmtree(left)  # of a process that was killed
     beside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
         beside.chmod(0o755)  # mkdtemp's 0700 would keep colleagues out
@@ -26,18 +28,24 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write beside, flush to the disk, rename."""
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A file to write beside ``path``; flushed to the disk, it takes that name at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
+        yield beside
+        with beside.open("rb") as file:
             os.fsync(file.fileno())
         beside.rename(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write beside, flush to the disk, rename."""
+    with new_file(path) as beside:
+        beside.write_bytes(content)
 
 
 def write_json(path: Path, tree: Any) -> None:

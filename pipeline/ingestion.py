@@ -9,7 +9,7 @@ from pipeline import releases
 from pipeline.archives import DamagedArchiveError, WrongPasswordError
 from pipeline.catalogue import SEQUENCES, by_reason, refusal_table
 from pipeline.errors import PipelineError, listing
-from pipeline.processes import map_in_order
+from pipeline.processes import map_in_order, report
 from pipeline.progress import Progress
 from pipeline.protocols import PROTOCOLS
 from pipeline.releases import Found, Refusal, Scan
@@ -54,7 +54,9 @@ def check_protocol(dataset: Dataset, sequences: pd.DataFrame) -> None:
     Test subjects without any gallery sequence are printed: they can never be recognized.
     """
     protocol = PROTOCOLS[dataset]
-    test = sequences[sequences["split"] == "test"]
+    test = sequences[
+        (sequences["split"] == "test") & protocol.compares(sequences["sequence"], sequences["view"])
+    ]
     gallery = set(test.loc[test["sequence"].isin(protocol.gallery), "subject"])
     probe = set(test.loc[test["sequence"].isin(protocol.all_probes), "subject"])
     problems = []
@@ -65,10 +67,10 @@ def check_protocol(dataset: Dataset, sequences: pd.DataFrame) -> None:
     if not probe:
         problems.append(f"no test subject has a probe sequence ({protocol.probe_words})")
     if problems:
-        held = sorted(set(test["sequence"]))[:8]
+        held = sorted(set(sequences.loc[sequences["split"] == "test", "sequence"]))[:8]
         raise PipelineError(
             f"{dataset} cannot be evaluated: {'; '.join(problems)}.\n"
-            f"Found {test['subject'].nunique()} test subjects with sequences "
+            f"Found test sequences named "
             f"{', '.join(held) or 'none'}.\nIs the release complete, and data.{dataset} right?"
         )
     without = sorted(probe - gallery)
@@ -84,17 +86,15 @@ def _scan_all(dataset: Dataset, root: Path, names: list[str], workers: int) -> l
     broken: list[DamagedArchiveError] = []
     work = partial(_scan_or_damage, dataset, root)
     with Progress(f"{dataset}: listing", len(names), "containers") as progress:
-        for outcome in map_in_order(work, names, workers):
+        for outcome in map_in_order(work, names, workers, progress.advance):
             if isinstance(outcome, Scan):
                 scans.append(outcome)
             else:
                 broken.append(outcome)
-            progress.advance()
     if broken:
         advice = "Download them again, or compare their checksums with the owners'."
         if any(isinstance(error, WrongPasswordError) for error in broken):
-            variable = releases.PASSWORD_VARIABLES[dataset]
-            advice = f"The password is read from the environment variable {variable}."
+            advice = releases.password_advice(dataset)
         raise PipelineError(
             f"data.{dataset}.root = {root}: {len(broken)} archive(s) cannot be read:\n"
             f"{listing([str(error) for error in broken])}\n{advice}"
@@ -107,6 +107,8 @@ def _scan_or_damage(dataset: Dataset, root: Path, container: str) -> Scan | Dama
         return releases.scan(dataset, root, container)
     except DamagedArchiveError as error:
         return error
+    finally:
+        report(1)
 
 
 def _without_repeats(found: list[Found]) -> tuple[list[Found], list[Refusal]]:

@@ -5,7 +5,7 @@ import os
 # the cap is read at OpenCV's first decode; OUMVLP's frames have 1.3 million pixels
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**26))
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +22,7 @@ from pipeline.archives import DamagedArchiveError, WrongPasswordError, read_memb
 from pipeline.catalogue import REFUSALS, by_reason, refusal_table
 from pipeline.errors import PipelineError
 from pipeline.files import write_json
-from pipeline.processes import map_in_order
+from pipeline.processes import map_in_order, report
 from pipeline.progress import Progress
 from pipeline.releases import Refusal
 from pipeline.settings import Dataset
@@ -66,7 +66,6 @@ class Outcome:
     shard: str
     index: list[dict[str, object]] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
-    frames: int = 0
 
 
 def normalize(
@@ -89,10 +88,9 @@ def normalize(
     refused: list[Refusal] = []
     frames_in = int(sequences["n_frames"].sum())
     with Progress(f"{dataset}: normalizing", frames_in, "frames") as progress:
-        for outcome in map_in_order(work, tasks, workers):
+        for outcome in map_in_order(work, tasks, workers, progress.advance):
             index += [{"dataset": dataset, "shard": outcome.shard, **row} for row in outcome.index]
             refused += outcome.refused
-            progress.advance(outcome.frames)
     table = pd.DataFrame(index, columns=INDEX.names).sort_values(KEY, ignore_index=True)
     refusals = refusal_table(dataset, refused)
     kept, lost = int(table["n_frames"].sum()), int(refusals["frames"].sum())
@@ -121,9 +119,14 @@ def normalize(
             "frames_refused": lost,
             "sequences_in": len(sequences),
             "sequences_kept": len(table),
+            "sequences_refused": _by_split(sequences) - _by_split(table),
             "refused_by_reason": refusals.groupby("reason")["frames"].sum().to_dict(),
         },
     )
+
+
+def _by_split(rows: pd.DataFrame) -> "Counter[str]":
+    return Counter(rows["split"])
 
 
 def decode(content: bytes) -> Frame | None:
@@ -167,11 +170,8 @@ def _normalize_task(
         try:
             read_members(root, container, reader.wanted, releases.password(dataset), reader.take)
         except WrongPasswordError as error:
-            variable = releases.PASSWORD_VARIABLES[dataset]
-            raise PipelineError(
-                f"data.{dataset}.root = {root}: {error}.\n"
-                f"The password is read from the environment variable {variable}."
-            ) from None
+            advice = releases.password_advice(dataset)
+            raise PipelineError(f"data.{dataset}.root = {root}: {error}.\n{advice}") from None
         except DamagedArchiveError as error:
             # said even where every sequence came through: damage may show after the last of them
             outcome.refused.append(
@@ -181,7 +181,6 @@ def _normalize_task(
         reader.refuse_pending("the frame is gone from the archive", "the release has changed")
         rows += reader.rows
         outcome.refused += reader.refused
-        outcome.frames += sum(len(job.members) for job in jobs)
     rows.sort(key=lambda row: (row[0].subject, row[0].sequence, row[0].view))
     if rows:
         write_shard(folder / task.shard, [stored for stored, _ in rows])
@@ -229,6 +228,7 @@ class _ContainerReader:
     def refuse_pending(self, reason: str, detail: str) -> None:
         """Refuse every sequence that is not whole; a part of a walk is not that walk."""
         members = {job.key: job.members for job in self._job_of.values()}
+        report(sum(len(members[key]) for key in self._contents))
         for key in self._contents:
             self.refused.append(
                 Refusal(
@@ -243,6 +243,7 @@ class _ContainerReader:
         self._contents = {}
 
     def _finish(self, job: Job, contents: dict[str, bytes]) -> None:
+        report(len(job.members))
         pictures: list[Frame] = []
         names: list[str] = []
         for member in job.members:

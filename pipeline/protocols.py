@@ -3,6 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
 from pipeline.settings import Dataset
 
 
@@ -17,6 +21,13 @@ class Protocol:
     excluded_views: tuple[str, ...]
     gallery_words: str
     probe_words: str
+
+    def compares(
+        self, sequences: "pd.Series[str]", views: "pd.Series[str]"
+    ) -> npt.NDArray[np.bool_]:
+        """Which rows are gallery or probe: bool [n]."""
+        named = sequences.isin([*self.gallery, *self.all_probes])
+        return (named & ~views.isin(self.excluded_views)).to_numpy()
 
     @property
     def all_probes(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ release that was extracted one level deeper is still found.
 
 import os
 import re
+import sys
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 from pipeline.archives import (
     DamagedArchiveError,
     Member,
+    WrongPasswordError,
     inner_tars,
     list_members,
 )
@@ -23,16 +25,16 @@ LAYOUTS: dict[Dataset, dict[str, re.Pattern[str]]] = {
     "oumvlp": {
         "release (Silhouette_<view>-<sequence>/<subject>/<frame>.png)": re.compile(
             r"(?:^|/)Silhouette_(?P<view>\d{3})-(?P<sequence>\d{2})/(?P<subject>\d{5})/"
-            r"[^/]+\.png$"
+            r"[^/]+\.(?i:png)$"
         ),
         "rearranged (<subject>/<sequence>/<view>/<frame>.png)": re.compile(
-            r"(?:^|/)(?P<subject>\d{5})/(?P<sequence>\d{2})/(?P<view>\d{3})/[^/]+\.png$"
+            r"(?:^|/)(?P<subject>\d{5})/(?P<sequence>\d{2})/(?P<view>\d{3})/[^/]+\.(?i:png)$"
         ),
     },
     "casia_e": {
         "release (<subject>/<H|L>/<scene>/<nm|bg|cl>/<view>/<number>/<frame>.jpg)": re.compile(
             r"(?:^|/)(?P<subject>\d{3,4})/(?P<height>[HL])/(?P<scene>scene[123]|scene3_s)/"
-            r"(?P<condition>nm|bg|cl)/(?P<view>\d{3})/(?P<number>\d+)/[^/]+\.jpe?g$"
+            r"(?P<condition>nm|bg|cl)/(?P<view>\d{3})/(?P<number>\d+)/[^/]+\.(?i:jpe?g)$"
         ),
     },
 }
@@ -87,6 +89,14 @@ class Scan:
 def password(dataset: Dataset) -> str | None:
     """The archives' password from the environment; None where it is not set."""
     return os.environ.get(PASSWORD_VARIABLES[dataset]) or None
+
+
+def password_advice(dataset: Dataset) -> str:
+    """What to do about archives that the password does not open."""
+    return (
+        f"The password is read from the environment variable {PASSWORD_VARIABLES[dataset]}. If it "
+        "is the right one, the archives are damaged: download them again."
+    )
 
 
 def containers(dataset: Dataset, root: Path) -> tuple[list[str], list[Refusal]]:
@@ -150,8 +160,8 @@ def check_root(dataset: Dataset, root: Path) -> None:
 def scan(dataset: Dataset, root: Path, container: str) -> Scan:
     """List one container and sort its members into sequences and refusals.
 
-    Raises DamagedArchiveError for a 7z, whose table of contents is all or nothing. A damaged tar
-    becomes refusals: what was listed before the damage stays, but for the sequence it cuts off.
+    Raises WrongPasswordError, and DamagedArchiveError for a 7z, whose list is all or nothing. A tar
+    damaged becomes refusals: what was listed before stays, but for the sequence that is cut off.
     """
     result = Scan()
     folders: dict[tuple[str, str, str, str], list[Member]] = defaultdict(list)
@@ -179,7 +189,7 @@ def scan(dataset: Dataset, root: Path, container: str) -> Scan:
             last = (subject, sequence, view, path.rpartition("/")[0])
             folders[last].append(member)
     except DamagedArchiveError as error:
-        if container.endswith(".7z"):
+        if container.endswith(".7z") or isinstance(error, WrongPasswordError):
             raise
         result.refused.append(
             Refusal(container, "", "the archive is damaged", error.reason, frames=0)
@@ -200,7 +210,8 @@ def scan(dataset: Dataset, root: Path, container: str) -> Scan:
                 view,
                 container,
                 folder,
-                [member.name.rpartition("/")[2] for member in members],
+                # thousands of names stand in millions of places: one object each
+                [sys.intern(member.name.rpartition("/")[2]) for member in members],
                 sum(member.bytes for member in members),
             )
         )

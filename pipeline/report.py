@@ -13,6 +13,8 @@ from pipeline.files import new_folder, write_bytes, write_json
 from pipeline.protocols import Protocol
 from pipeline.settings import Dataset
 
+STAGES = ("pretrain", "finetune")
+
 TITLES: dict[Dataset, str] = {"oumvlp": "OUMVLP", "casia_e": "CASIA-E"}
 
 
@@ -22,11 +24,13 @@ def write_report(
     evaluation: Evaluation,
     protocol: Protocol,
     histories: dict[str, pd.DataFrame],
+    refused_sequences: int,
 ) -> dict[str, float]:
     """Write ``metrics.json``, ``tables/`` and ``figures/`` below ``folder`` and print the result.
 
-    ``histories`` are the history.csv of the training stages behind the embeddings. Returns the
-    figures of metrics.json under flat names.
+    ``histories`` are the history.csv of the training stages behind the embeddings,
+    ``refused_sequences`` the test sequences that were refused before. Returns the figures of
+    metrics.json under flat names.
     """
     title = TITLES[dataset]
     with new_folder(folder / "tables") as tables:
@@ -56,6 +60,7 @@ def write_report(
                 "probe": protocol.probe_words,
                 "excluded_views": list(protocol.excluded_views),
                 **evaluation.counts,
+                "refused_test_sequences": refused_sequences,
             },
         },
     )
@@ -68,11 +73,13 @@ def result_text(folder: Path, dataset: Dataset) -> str:
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     summary = pd.read_csv(folder / "tables" / "summary.csv")
     protocol = metrics["protocol"]
-    finals = ", ".join(f"{stage} {p:.3f}" for stage, p in metrics["p"].items())
+    in_order = sorted(metrics["p"].items(), key=lambda item: STAGES.index(item[0]))
+    finals = ", ".join(f"{stage} {p:.3f}" for stage, p in in_order)
     return (
         f"\n{TITLES[dataset]}: {protocol['subjects']} unseen subjects, {protocol['views']} views, "
         f"{protocol['probe_sequences']} probes ({protocol['probe']}) against "
-        f"{protocol['gallery_sequences']} gallery sequences ({protocol['gallery']})\n"
+        f"{protocol['gallery_sequences']} gallery sequences ({protocol['gallery']}); "
+        f"test sequences refused before: {protocol['refused_test_sequences']}\n"
         f"{summary.to_string(index=False)}\n"
         f"final p: {finals or 'none (max + mean pooling)'}\n"
         f"tables and pictures: {folder / 'tables'}, {folder / 'figures'}"
@@ -88,7 +95,8 @@ def _summary(evaluation: Evaluation) -> pd.DataFrame:
 
 def _metrics(evaluation: Evaluation, histories: dict[str, pd.DataFrame]) -> dict[str, Any]:
     rounded = {
-        condition: {name: round(value, 4) for name, value in values.items()}
+        # a view pair that cannot be compared has no figure, and JSON no NaN
+        condition: {n: round(value, 4) for n, value in values.items() if not math.isnan(value)}
         for condition, values in evaluation.metrics.items()
     }
     # a single condition needs no name

@@ -146,7 +146,7 @@ class Runtime(Section):
     stage itself, -1: as many as there are cores."""
 
     log_every: Positive
-    """Steps between two points in MLflow and history.csv's progress lines (steps)."""
+    """Steps between two points of the curves in MLflow (steps)."""
 
     experiment: Annotated[str, Field(min_length=1)]
     """Name of the MLflow experiment."""

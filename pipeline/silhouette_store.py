@@ -4,6 +4,7 @@ One row of a shard is one sequence: its key and its frames ``uint8 [t, height, w
 zstd-compressed blob. ``index.parquet`` says in which shard and row a sequence lies.
 """
 
+import json
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ INDEX = pa.schema(
         ("n_frames", pa.int32()),
         ("shard", pa.string()),
         ("row", pa.int32()),
-        ("crc32", pa.int64()),  # of the frames before compression
+        ("crc32", pa.int64()),  # of the frames; makes the index a digest of them
     ],
     metadata={"gaitgl": "silhouette index", **_METADATA},
 )
@@ -90,6 +91,11 @@ class SilhouetteStore:
         self._where = list(
             zip(self.index["shard"], self.index["row"], self.index["n_frames"], strict=True)
         )
+
+    def refused_sequences(self, split: str) -> int:
+        """How many sequences of a split the release held, but ``normalize`` refused."""
+        counts = json.loads((self.folder / "counts.json").read_text(encoding="utf-8"))
+        return int(counts["sequences_refused"].get(split, 0))
 
     def digest(self) -> str:
         """Fingerprint of all keys, splits and frames."""

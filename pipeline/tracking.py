@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,6 +27,7 @@ RUN_IDS = ROOT / "runs" / "run_ids.json"
 """Which run made which output, by the output's digest; no stage depends on it."""
 
 FLUSH_EVERY_S = 10.0
+LONGEST_PAUSE_S = 300.0
 BATCH = 1000  # metrics in one call, MLflow's limit
 PARAMS_BATCH = 100
 
@@ -54,19 +56,21 @@ class TrackedRun:
         experiment: str,
         params: dict[str, Any],
         upstream: dict[str, str],
+        tags: dict[str, str] | None = None,
     ) -> None:
         """``upstream``: name of each stage this one builds on, and the digest of its output."""
+        self._tags_given = tags or {}
         self._stage, self._dataset = stage, dataset
         self._experiment = experiment
         self._params = _without_home(params)
         self._upstream = upstream
         self._metrics: list[tuple[str, float, int, int]] = []
-        self._flushed_at = time.monotonic()
+        self._flush_at = time.monotonic() + FLUSH_EVERY_S
+        self._pause_s = FLUSH_EVERY_S
         self._warned = False
         self.run_id = ""
 
     def __enter__(self) -> Self:
-        quiet_mlflow()
         self._attempt(self._start)
         return self
 
@@ -87,18 +91,18 @@ class TrackedRun:
         """Keep metrics for the next flush."""
         now_ms = int(time.time() * 1000)
         self._metrics += [(name, value, now_ms, step) for name, value in metrics.items()]
-        if time.monotonic() - self._flushed_at >= FLUSH_EVERY_S:
+        if time.monotonic() >= self._flush_at:
             self.flush()
 
     def flush(self) -> None:
-        """Send what is kept, in order."""
-        self._flushed_at = time.monotonic()
-        if self.run_id:
-            self._attempt(self._send_metrics)
+        """Send what is kept, in order; a store that fails is asked less and less often."""
+        sent = self._started() and self._attempt(self._send_metrics)
+        self._pause_s = FLUSH_EVERY_S if sent else min(2 * self._pause_s, LONGEST_PAUSE_S)
+        self._flush_at = time.monotonic() + self._pause_s
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Copy a file to the run's artifacts."""
-        if self.run_id:
+        if self._started():
             self._attempt(lambda: self._client.log_artifact(self.run_id, str(path), folder))
 
     def made(self, output: str) -> None:
@@ -107,10 +111,16 @@ class TrackedRun:
             write_json(RUN_IDS, {**_run_ids(), output: self.run_id})
             self._attempt(lambda: self._client.set_tag(self.run_id, "output_digest", output))
 
+    def _started(self) -> bool:
+        """Whether the store holds this run; one that was down at first is tried again."""
+        return bool(self.run_id) or self._attempt(self._start)
+
     def _start(self) -> None:
         from mlflow.entities import Param
         from mlflow.tracking import MlflowClient
 
+        for name in ("mlflow", "alembic"):  # the import has set them to tell of every migration
+            logging.getLogger(name).setLevel(logging.WARNING)
         self._client = MlflowClient(tracking_uri())  # opens the store
         created = self._client.create_run(
             self._experiment_id(), run_name=f"{self._stage}-{self._dataset}", tags=self._tags()
@@ -147,6 +157,7 @@ class TrackedRun:
             "git_changed_files": str(len(git("status", "--porcelain").splitlines())),
             "mlflow.source.name": f"stages/{self._stage}.py",
             "mlflow.source.type": "LOCAL",
+            **self._tags_given,
         }
         for stage, digest in self._upstream.items():
             tags[f"upstream_{stage}_digest"] = digest
@@ -161,7 +172,7 @@ class TrackedRun:
             self._client.log_batch(self.run_id, metrics=batch)
             del self._metrics[:BATCH]
 
-    def _attempt(self, action: Any) -> None:
+    def _attempt(self, action: Callable[[], object]) -> bool:
         import requests
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
@@ -176,12 +187,8 @@ class TrackedRun:
                     "warning: the MLflow store (MLFLOW_TRACKING_URI) does not answer, work goes "
                     f"on without it: {reason}\n"
                 )
-
-
-def quiet_mlflow() -> None:
-    """Only warnings from MLflow and from the migrations of its database."""
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+            return False
+        return True
 
 
 def git(*arguments: str) -> str:

@@ -16,7 +16,6 @@ from pipeline.batches import TrainingBatch, TrainingBatches
 from pipeline.checkpoints import save_checkpoint
 from pipeline.devices import autocast, choose_device, place
 from pipeline.errors import PipelineError
-from pipeline.figures import p_curve
 from pipeline.files import fingerprint, sha256
 from pipeline.progress import Progress
 from pipeline.settings import Dataset, Runtime, Training
@@ -70,10 +69,10 @@ def train_steps(
     for step, batch in enumerate(batches, start=1):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, lr, warmup_steps, lr_drops)
-        silhouettes = batch.silhouettes.to(device, non_blocking=True).float() / 255
+        silhouettes = batch.silhouettes.to(device).float() / 255
         with context:
             embeddings = model(silhouettes)
-        result = batch_all_triplet_loss(embeddings, batch.labels.to(device), margin)
+        result = batch_all_triplet_loss(embeddings, batch.labels, margin)
         loss = result.loss.item()
         if not math.isfinite(loss):
             raise PipelineError(
@@ -110,8 +109,8 @@ def run_training(
     """Train, record the run, and fill ``folder`` with checkpoint.safetensors and history.csv.
 
     ``params`` is what the run shows; ``upstream`` holds the digest of each checkpoint that this
-    training starts from, under its stage's name. The files' bytes depend on settings and inputs
-    alone.
+    training starts from, under its stage's name. On one CPU, with one number of threads, the files'
+    bytes depend on settings and inputs alone.
     """
     device = choose_device(runtime.device)
     try:
@@ -135,7 +134,7 @@ def run_training(
         device=device,
     )
     checkpoint, history_file = folder / "checkpoint.safetensors", folder / "history.csv"
-    with TrackedRun(stage, dataset, runtime.experiment, params, upstream) as run:
+    with TrackedRun(stage, dataset, runtime.experiment, params, upstream, _where(device)) as run:
         history = _train_and_log(stage, steps, training, runtime.log_every, run)
         info = {
             "stage": stage,
@@ -149,8 +148,7 @@ def run_training(
         save_checkpoint(checkpoint, model, config, {**info, "p": model.gem_p})
         table = pd.DataFrame([asdict(step) for step in history], columns=list(Step.__slots__))
         table.to_csv(history_file, index=False, lineterminator="\n")
-        p_curve(folder / "p.png", {stage: table})
-        for path in (checkpoint, history_file, folder / "p.png"):
+        for path in (checkpoint, history_file):
             run.artifact(path)
         if model.gem_p is not None:
             run.log(training.steps, {"final_p": model.gem_p})
@@ -184,6 +182,12 @@ def _train_and_log(
                 f"lr {step.lr:.0e}"
             )
     return history
+
+
+def _where(device: torch.device) -> dict[str, str]:
+    """Tags that say where a run computed: its last digits depend on it."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return {"device": name, "threads": str(torch.get_num_threads()), "torch": torch.__version__}
 
 
 def _p(model: GaitGL) -> float:

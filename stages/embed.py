@@ -16,6 +16,7 @@ from pipeline.embedding import embed
 from pipeline.embedding_file import write_embeddings
 from pipeline.errors import run_stage
 from pipeline.files import sha256
+from pipeline.protocols import PROTOCOLS
 from pipeline.settings import Settings
 from pipeline.silhouette_store import SilhouetteStore
 
@@ -31,14 +32,22 @@ def main() -> None:
     model = GaitGL(config)
     load_weights(model, weights, checkpoint)
     store = SilhouetteStore(Path("data", dataset, "silhouettes"))
-    numbers = np.flatnonzero(store.index["split"] == "test")
+    protocol = PROTOCOLS[dataset]
+    compared = protocol.compares(store.index["sequence"], store.index["view"])
+    numbers = np.flatnonzero(compared & (store.index["split"] == "test"))
     device = choose_device(settings.runtime.device)
     embeddings = embed(model, store, numbers, info["training"]["precision"], device)
     write_embeddings(
         Path("embeddings", f"{dataset}.arrow"),
         store.index.iloc[numbers],
         embeddings,
-        {"stage": stage, "checkpoint": sha256(checkpoint), "silhouettes": store.digest()},
+        {
+            "stage": stage,
+            "trained_by": ",".join([*info["upstream"], stage]),
+            "checkpoint": sha256(checkpoint),
+            "silhouettes": store.digest(),
+            "refused_test_sequences": str(store.refused_sequences("test")),
+        },
     )
 
 

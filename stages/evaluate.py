@@ -16,8 +16,6 @@ from pipeline.report import write_report
 from pipeline.settings import Settings
 from pipeline.tracking import TrackedRun
 
-TRAINED_BY = {"oumvlp": ("pretrain",), "casia_e": ("pretrain", "finetune")}
-
 
 def main() -> None:
     dataset = dataset_argument()
@@ -28,14 +26,22 @@ def main() -> None:
         keys, embeddings, protocol, settings.evaluate.distance, settings.evaluate.cmc_ranks
     )
     histories = {
-        stage: pd.read_csv(Path("models", stage, "history.csv")) for stage in TRAINED_BY[dataset]
+        stage: pd.read_csv(Path("models", stage, "history.csv"))
+        for stage in made_by["trained_by"].split(",")
     }
     folder = Path("reports", dataset)
     upstream = {made_by["stage"]: made_by["checkpoint"]}
     with TrackedRun(
         "evaluate", dataset, settings.runtime.experiment, settings.flat(), upstream
     ) as run:
-        metrics = write_report(folder, dataset, evaluation, protocol, histories)
+        metrics = write_report(
+            folder,
+            dataset,
+            evaluation,
+            protocol,
+            histories,
+            int(made_by["refused_test_sequences"]),
+        )
         run.log(0, metrics)
         for part in ("metrics.json", "tables", "figures"):
             run.artifact(folder / part)

@@ -14,8 +14,7 @@ from pipeline.training import run_training
 
 def main() -> None:
     settings = Settings.load()
-    architecture = settings.model.model_dump()
-    config = GaitGLConfig(**{**architecture, "channels": tuple(architecture["channels"])})
+    config = GaitGLConfig(**settings.model.model_dump())
     torch.manual_seed(settings.seed)
     with new_folder(Path("models/pretrain")) as folder:
         run_training(

@@ -151,7 +151,6 @@ def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty MLflow database: making one takes seconds, a copy takes none."""
     from mlflow.tracking import MlflowClient
 
-    tracking.quiet_mlflow()
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     MlflowClient(f"sqlite:///{path}").search_experiments()
     return path

@@ -335,7 +335,7 @@ def test_test_subjects_without_any_gallery_are_an_error(
     write_tree(tmp_path, {name: b"x" for name in OUMVLP if "00002/01/" not in name})
     text = message("oumvlp", tmp_path)
     assert "oumvlp cannot be evaluated: no test subject has a gallery sequence (01)" in text
-    assert "Found 1 test subjects with sequences 00." in text
+    assert "Found test sequences named 00." in text
 
 
 def test_test_subjects_without_any_probe_are_an_error(

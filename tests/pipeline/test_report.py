@@ -43,13 +43,14 @@ def test_a_report_of_three_conditions(tmp_path: Path, capsys: pytest.CaptureFixt
     histories = {"pretrain": _history(6.25), "finetune": _history(6.0)}
     folder = tmp_path / "casia_e"
     flat = write_report(
-        folder, "casia_e", _evaluation(("NM", "BG", "CL")), PROTOCOLS["casia_e"], histories
+        folder, "casia_e", _evaluation(("NM", "BG", "CL")), PROTOCOLS["casia_e"], histories, 3
     )
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["BG"]["rank5"] == 11.0
     assert metrics["p"] == {"pretrain": 6.25, "finetune": 6.0}
     assert metrics["protocol"]["excluded_views"] == ["270"]
     assert flat["CL_rank1"] == 20.0
+    assert metrics["protocol"]["refused_test_sequences"] == 3
     assert flat["p_finetune"] == 6.0
     table = pd.read_csv(folder / "tables/rank1_bg.csv", dtype={"probe view": str})
     assert table["probe view"].tolist() == VIEWS
@@ -72,6 +73,7 @@ def test_a_single_condition_needs_no_name(tmp_path: Path) -> None:
         _evaluation(("all",)),
         PROTOCOLS["oumvlp"],
         {"pretrain": _history(6)},
+        0,
     )
     assert flat["rank1"] == 0.0
     assert flat["rank5"] == 1.0
@@ -88,6 +90,7 @@ def test_same_evaluation_same_bytes(tmp_path: Path) -> None:
             _evaluation(("all",)),
             PROTOCOLS["oumvlp"],
             {"pretrain": _history(6.0)},
+            0,
         )
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         contents.append([(p.relative_to(folder), p.read_bytes()) for p in files])
@@ -98,7 +101,12 @@ def test_same_evaluation_same_bytes(tmp_path: Path) -> None:
 def test_pooling_without_p_and_training_without_steps(tmp_path: Path, steps: int) -> None:
     history = _history(6.0).assign(p=float("nan")).head(steps)
     flat = write_report(
-        tmp_path / "r", "oumvlp", _evaluation(("all",)), PROTOCOLS["oumvlp"], {"pretrain": history}
+        tmp_path / "r",
+        "oumvlp",
+        _evaluation(("all",)),
+        PROTOCOLS["oumvlp"],
+        {"pretrain": history},
+        0,
     )
     assert not [name for name in flat if name.startswith("p_")]
     assert "final p: none" in result_text(tmp_path / "r", "oumvlp")

@@ -206,7 +206,7 @@ def test_a_training_stage_writes_records_and_tells(
         if name in history:
             assert [point.value for point in points] == history[name].tolist()
     kept = {item.path for item in client.list_artifacts(found.info.run_id)}
-    assert kept == {"checkpoint.safetensors", "history.csv", "p.png"}
+    assert kept == {"checkpoint.safetensors", "history.csv"}
 
 
 def test_files_depend_on_settings_and_inputs_alone(
@@ -223,7 +223,7 @@ def test_files_depend_on_settings_and_inputs_alone(
         written.append(
             [
                 (tmp_path / name / file).read_bytes()
-                for file in ("checkpoint.safetensors", "history.csv", "p.png")
+                for file in ("checkpoint.safetensors", "history.csv")
             ]
         )
     assert written[0] == written[1]

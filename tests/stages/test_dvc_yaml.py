@@ -14,7 +14,6 @@ ROOT = Path(__file__).parents[2]
 PLUMBING = {
     "pipeline/__init__.py",
     "pipeline/arguments.py",
-    "pipeline/devices.py",
     "pipeline/errors.py",
     "pipeline/files.py",
     "pipeline/processes.py",
@@ -26,9 +25,6 @@ PLUMBING = {
 }
 """Code that every stage runs and that cannot change what comes out: messages, progress, runs,
 the schema of the settings, where files are renamed. Mending it must not cost a training."""
-
-DRAWING = {"pipeline/figures.py"}
-"""A training stage draws its own p curve; its look is no reason to train anew."""
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +84,11 @@ def test_the_stages_are_those_of_the_pipeline(stages: dict[str, Any]) -> None:
 
 def test_deps_name_the_code_that_each_stage_runs(stages: dict[str, Any]) -> None:
     for name, stage in stages.items():
-        free = PLUMBING | (DRAWING if name in ("pretrain", "finetune") else set())
-        assert _deps(stage) == _closure(_file(stage)) - free, name
+        assert _deps(stage) == _closure(_file(stage)) - PLUMBING, name
 
 
 def test_plumbing_is_still_there() -> None:
-    assert all((ROOT / path).exists() for path in PLUMBING | DRAWING)
+    assert all((ROOT / path).exists() for path in PLUMBING)
 
 
 def _reads(path: Path) -> set[str]:
