@@ -33,8 +33,10 @@ lint: $(READY)
 	@ruff check . && ruff format --check . && mypy
 
 ui: $(READY)
-	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 \
-	  --backend-store-uri "$$(python -m pipeline.tracking)" $(ARGS)
+	@store="$$(python -m pipeline.tracking)"; case "$$store" in \
+	  http*) echo "MLFLOW_TRACKING_URI names a server: open its address in a browser" ;; \
+	  *) MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --port $(PORT) \
+	       --workers 1 --backend-store-uri "$$store" $(ARGS) ;; esac
 
 setup: $(READY)
 

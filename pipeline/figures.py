@@ -10,6 +10,7 @@ import pandas as pd
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 Table = npt.NDArray[np.float64]
 
@@ -39,6 +40,7 @@ def cmc_curve(path: Path, curves: pd.DataFrame, title: str) -> None:
     axes.set(xlabel="rank", ylabel="identified within rank (%)", title=title)
     axes.set_ylim(top=101)
     axes.set_xlim(left=1)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     _save(figure, path)

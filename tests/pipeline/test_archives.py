@@ -2,8 +2,10 @@ import io
 import os
 import pickle
 import shutil
+import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -359,3 +361,45 @@ def test_damage_travels_between_processes(kind: type[DamagedArchiveError]) -> No
     copy = pickle.loads(pickle.dumps(kind("x.7z", "cut")))  # noqa: S301
     assert type(copy) is kind
     assert str(copy) == "x.7z: cut"
+
+
+def _encrypted_zip(path: Path, name: str, content: bytes, password: bytes) -> None:
+    """One stored member under PKZIP's own encryption, which Python's zipfile reads, not writes."""
+    keys = [0x12345678, 0x23456789, 0x34567890]
+
+    def crc(value: int, byte: int) -> int:
+        return zlib.crc32(bytes([byte]), value ^ 0xFFFFFFFF) ^ 0xFFFFFFFF
+
+    def update(byte: int) -> None:
+        keys[0] = crc(keys[0], byte)
+        keys[1] = ((keys[1] + (keys[0] & 0xFF)) * 134775813 + 1) & 0xFFFFFFFF
+        keys[2] = crc(keys[2], keys[1] >> 24)
+
+    for byte in password:
+        update(byte)
+    checksum = zlib.crc32(content)
+    sealed = bytearray()
+    for byte in bytes(11) + bytes([checksum >> 24]) + content:
+        seed = keys[2] | 2
+        sealed.append(byte ^ ((seed * (seed ^ 1) >> 8) & 0xFF))
+        update(byte)
+    sizes = checksum, len(sealed), len(content), len(name), 0
+    local = struct.pack("<4s5H3I2H", b"PK\3\4", 20, 1, 0, 0, 33, *sizes) + name.encode()
+    entry = struct.pack("<4s6H3I5H2I", b"PK\1\2", 20, 20, 1, 0, 0, 33, *sizes, 0, 0, 0, 0, 0)
+    entry += name.encode()
+    start = len(local) + len(sealed)
+    end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 1, 1, len(entry), start, 0)
+    path.write_bytes(local + bytes(sealed) + entry + end)
+
+
+@pytest.mark.parametrize("password", [None, "wrong", PASSWORD])
+def test_tars_of_an_encrypted_zip_need_its_password(
+    tmp_path: Path, tar_of: TarOf, password: str | None
+) -> None:
+    _encrypted_zip(tmp_path / "a.zip", "001.tar", tar_of(FRAMES), PASSWORD.encode())
+    if password == PASSWORD:
+        assert read(tmp_path, "a.zip/001.tar", password=password) == FRAMES
+        assert [m.name for m in list_members(tmp_path, "a.zip/001.tar", password)] == NAMES
+    else:
+        with pytest.raises(WrongPasswordError, match=r"a\.zip/001\.tar"):
+            list(list_members(tmp_path, "a.zip/001.tar", password))

@@ -139,3 +139,12 @@ def test_embeddings_that_are_not_numbers_are_an_error() -> None:
     embeddings[3] = np.nan
     with pytest.raises(PipelineError, match="NaN"):
         evaluate(keys, embeddings, PROTOCOLS["oumvlp"], "euclidean", 5)
+
+
+def test_a_condition_without_probes_is_left_out_and_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    keys, embeddings = _walks(("H-scene1-nm-1", "H-scene2-nm-1", "H-scene2-cl-1"))
+    evaluation = evaluate(keys, embeddings, PROTOCOLS["casia_e"], "euclidean", 5)
+    assert list(evaluation.metrics) == ["NM", "CL"]
+    assert "BG: no probe sequence" in capsys.readouterr().out

@@ -61,6 +61,9 @@ def refusals_of(folder: Path) -> pd.DataFrame:
     return read_table(folder / "refusals.parquet", REFUSALS)
 
 
+SPLITS = ("train", "val", "test")
+
+
 def reasons(folder: Path) -> dict[str, int]:
     """Frames refused for each reason; also checks that nothing is lost."""
     counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
@@ -68,6 +71,8 @@ def reasons(folder: Path) -> dict[str, int]:
     index = SilhouetteStore(folder).index
     assert counts["frames_kept"] == index["n_frames"].sum()
     assert counts["sequences_kept"] == len(index)
+    by_split = {split: SilhouetteStore(folder).refused_sequences(split) for split in SPLITS}
+    assert sum(by_split.values()) == counts["sequences_in"] - counts["sequences_kept"]
     frames = refusals_of(folder).groupby("reason")["frames"].sum()
     refused = {str(reason): int(n) for reason, n in frames.items()}
     assert counts["refused_by_reason"] == refused

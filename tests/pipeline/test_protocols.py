@@ -1,3 +1,5 @@
+import pandas as pd
+
 from pipeline.protocols import PROTOCOLS
 from pipeline.releases import LAYOUTS
 from pipeline.settings import DATASETS
@@ -30,3 +32,10 @@ def test_every_dataset_has_a_protocol_and_layouts() -> None:
     assert set(PROTOCOLS) == set(LAYOUTS) == set(DATASETS)
     for protocol in PROTOCOLS.values():
         assert not set(protocol.gallery) & set(protocol.all_probes)
+
+
+def test_rows_compared_are_gallery_and_probes_of_the_views_that_count() -> None:
+    sequences = pd.Series(["H-scene1-nm-1", "L-scene3_s-cl-2", "H-scene1-cl-1", "H-scene2-nm-1"])
+    views = pd.Series(["090", "000", "090", "270"])
+    compared = PROTOCOLS["casia_e"].compares(sequences, views)
+    assert compared.tolist() == [True, True, False, False]

@@ -252,3 +252,21 @@ def test_no_git_is_no_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert git("rev-parse", "HEAD") == ""
     monkeypatch.setenv("PATH", str(tmp_path))
     assert git("rev-parse", "HEAD") == ""
+
+
+def test_a_store_that_is_down_at_the_start_gets_the_run_later(
+    tracking_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database, aside = tracking_store / "mlflow.db", tracking_store / "aside"
+    database.rename(aside)
+    database.write_bytes(b"no database" * 400)
+    with tracked() as run:
+        assert run.run_id == ""
+        run.log(1, {"loss": 0.5})
+        database.unlink()
+        aside.rename(database)
+        run.log(2, {"loss": 0.25})
+    assert capsys.readouterr().err.count("warning: the MLflow store") == 1
+    points = MlflowClient(tracking_uri()).get_metric_history(run.run_id, "loss")
+    assert [point.step for point in points] == [1, 2]
+    assert found(run).info.status == "FINISHED"
