@@ -153,7 +153,7 @@ class Runtime(Section):
 
 
 class Settings(Section):
-    seed: NotNegative
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
     """Where initial weights, batches and clips come from."""
 
     data: Data

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.errors import PipelineError
 from pipeline.files import sha256
 from pipeline.tables import check_schema, read_table
 
@@ -111,7 +112,13 @@ class SilhouetteStore:
     def _shard(self, name: str) -> pa.RecordBatch:
         if name not in self._shards:
             path = self.folder / name
-            reader = pa.ipc.open_file(pa.memory_map(str(path)))
-            check_schema(path, reader.schema, SHARD)
-            self._shards[name] = reader.get_batch(0)
+            try:
+                reader = pa.ipc.open_file(pa.memory_map(str(path)))
+                check_schema(path, reader.schema, SHARD)
+                self._shards[name] = reader.get_batch(0)
+            except (pa.ArrowInvalid, OSError) as error:
+                raise PipelineError(
+                    f"{path} is missing or cut short ({error}); `dvc repro -f -s "
+                    "normalize@<dataset>` makes it anew"
+                ) from None
         return self._shards[name]

@@ -30,6 +30,8 @@ FLUSH_EVERY_S = 10.0
 LONGEST_PAUSE_S = 300.0
 BATCH = 1000  # metrics in one call, MLflow's limit
 PARAMS_BATCH = 100
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""The UI opens on training runs instead of prompts and traces."""
 
 
 def tracking_uri() -> str:
@@ -140,7 +142,7 @@ class TrackedRun:
         local = tracking_uri().startswith("sqlite:")
         location = (ROOT / "mlartifacts").as_uri() if local else None
         try:
-            return str(self._client.create_experiment(self._experiment, location))
+            return str(self._client.create_experiment(self._experiment, location, EXPERIMENT_TAGS))
         except MlflowException:  # another stage was quicker
             found = self._client.get_experiment_by_name(self._experiment)
             if found is None:

@@ -109,3 +109,17 @@ def test_a_shard_of_another_version_is_refused(
         writer.write_batch(pa.record_batch(columns, schema=schema))
     with pytest.raises(PipelineError, match=r"shard-00000\.arrow is not what this version reads"):
         store.read(0)
+
+
+@pytest.mark.parametrize("left", [None, 0, 100])
+def test_a_shard_that_is_gone_or_cut_short_is_named(
+    tmp_path: Path, write_store: WriteStore, noise: Noise, left: int | None
+) -> None:
+    store = write_store(tmp_path, some_rows(noise))
+    (shard,) = tmp_path.glob("*.arrow")
+    if left is None:
+        shard.unlink()
+    else:
+        shard.write_bytes(shard.read_bytes()[:left])
+    with pytest.raises(PipelineError, match=rf"{shard.name} is missing or cut short"):
+        store.read(0)

@@ -255,18 +255,20 @@ def test_no_git_is_no_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_store_that_is_down_at_the_start_gets_the_run_later(
-    tracking_store: Path, capsys: pytest.CaptureFixture[str]
+    tracking_store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    database, aside = tracking_store / "mlflow.db", tracking_store / "aside"
-    database.rename(aside)
-    database.write_bytes(b"no database" * 400)
+    answering = tracking_uri()
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", unreachable(tmp_path))
     with tracked() as run:
         assert run.run_id == ""
         run.log(1, {"loss": 0.5})
-        database.unlink()
-        aside.rename(database)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", answering)
         run.log(2, {"loss": 0.25})
     assert capsys.readouterr().err.count("warning: the MLflow store") == 1
-    points = MlflowClient(tracking_uri()).get_metric_history(run.run_id, "loss")
+    points = MlflowClient(answering).get_metric_history(run.run_id, "loss")
     assert [point.step for point in points] == [1, 2]
     assert found(run).info.status == "FINISHED"
