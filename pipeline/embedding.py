@@ -51,7 +51,8 @@ def embed(
         bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=(1, 2)))
         raise PipelineError(
             f"{len(bad)} of {len(numbers)} embeddings are not finite, the first that of "
-            f"{store.index.loc[numbers[bad[0]], KEY].tolist()}: the checkpoint is spoilt"
+            f"{store.index.loc[numbers[bad[0]], KEY].tolist()}: the checkpoint is spoilt. Lower "
+            "the learning rate, or set precision to float32, and train anew."
         )
     return embeddings
 

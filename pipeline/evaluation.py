@@ -112,5 +112,5 @@ def _check_keys(keys: pd.DataFrame) -> None:
         names = [" ".join(map(str, row)) for row in repeated[KEY].itertuples(index=False)]
         raise PipelineError(
             f"{len(repeated)} of {len(keys)} embeddings repeat a key:\n{listing(names)}\n"
-            "Run `dvc repro -f` of the embed stage."
+            "`dvc repro -f -s embed@<dataset>` makes them anew."
         )

@@ -154,6 +154,6 @@ def test_every_runtime_leaf_is_read_somewhere() -> None:
         assert f"runtime.{leaf}" in code, leaf
 
 
-def test_commands_take_only_names_that_exist(stages: dict[str, Any]) -> None:
+def test_every_command_runs_a_stage_as_a_module(stages: dict[str, Any]) -> None:
     for stage in stages.values():
         assert stage.cmd.startswith("python -m stages.")
