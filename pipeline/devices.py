@@ -1,5 +1,7 @@
 """Which device a stage runs on, and in which arithmetic."""
 
+import os
+
 import torch
 
 from gaitgl.model import GaitGL
@@ -9,11 +11,19 @@ from pipeline.errors import PipelineError
 def choose_device(device: str) -> torch.device:
     """``runtime.device`` as a device; ``auto`` takes the GPU where there is one."""
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise PipelineError(
             "runtime.device is cuda, but torch finds no GPU here; set it to auto or cpu"
         )
+    if device == "cuda" and "LOCAL_RANK" in os.environ:  # one of several processes of torchrun's
+        number, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if number >= gpus:
+            raise PipelineError(
+                f"process {number + 1} of this machine finds {gpus} GPUs: each needs its own. "
+                f"Lower runtime.processes to {gpus}, or set runtime.device to cpu"
+            )
+        return torch.device("cuda", number)
     return torch.device(device)
 
 

@@ -5,9 +5,11 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from gaitgl.model import GaitGL
 from pipeline.devices import autocast, place
+from pipeline.distributed import ALONE, World
 from pipeline.embedding_file import Embeddings
 from pipeline.errors import PipelineError
 from pipeline.progress import Progress
@@ -24,29 +26,51 @@ def embed(
     numbers: npt.NDArray[np.int64],
     precision: str,
     device: torch.device,
+    world: World = ALONE,
+    shown: bool = True,
 ) -> Embeddings:
     """Embeddings ``float32 [n, c, strips]`` of the store's sequences ``numbers`` [n], whole.
 
     Sequences of exactly equal length share a batch, so nothing is padded or cut, and each result
-    equals that of the sequence alone.
+    equals that of the sequence alone. Several processes take the batches in turn; the first one
+    returns all embeddings, the others none.
     """
     model = place(model, device).eval()
     lengths = store.index["n_frames"].to_numpy()[numbers]
-    embeddings: Embeddings | None = None
-    limit = FRAMES_PER_BATCH[device.type]
-    context = autocast(device, precision)
-    with Progress("embedding", len(numbers), "sequences") as progress, torch.inference_mode():
-        for rows in _equal_lengths(lengths, limit):
-            frames = np.stack([store.read(int(number)) for number in numbers[rows]])
-            silhouettes = torch.from_numpy(frames)[:, None]  # [n, 1, t, h, w]
-            with context:
-                out = model(silhouettes.to(device).float() / 255).float().cpu().numpy()
-            if embeddings is None:
-                embeddings = np.empty((len(numbers), *out.shape[1:]), np.float32)
-            embeddings[rows] = out
-            progress.advance(len(rows))
-    if embeddings is None:
+    batches = list(_equal_lengths(lengths, FRAMES_PER_BATCH[device.type]))
+    if not batches:
         raise PipelineError(f"{store.folder}: no sequence to embed")
+    context = autocast(device, precision)
+
+    def embedded(rows: npt.NDArray[np.int64]) -> Tensor:
+        frames = np.stack([store.read(int(number)) for number in numbers[rows]])
+        silhouettes = torch.from_numpy(frames)[:, None]  # [n, 1, t, h, w]
+        with context:
+            out: Tensor = model(silhouettes.to(device).float() / 255)
+        return out.float().cpu()  # [n, c, strips]
+
+    embeddings: Embeddings | None = None
+    with (
+        Progress("embedding", len(numbers), "sequences", shown=shown and world.leads) as progress,
+        torch.inference_mode(),
+    ):
+        for first in range(0, len(batches), world.size):
+            turn = batches[first : first + world.size]
+            if world.rank >= len(turn):
+                break
+            own = embedded(turn[world.rank])
+            if not world.leads:
+                world.send(own)
+                continue
+            if embeddings is None:
+                embeddings = np.empty((len(numbers), *own.shape[1:]), np.float32)
+            for rank, rows in enumerate(turn):
+                if rank > 0:
+                    own = world.receive(own.new_empty(len(rows), *own.shape[1:]), rank)
+                embeddings[rows] = own.numpy()
+                progress.advance(len(rows))
+    if embeddings is None:
+        return np.empty((0, 0, 0), np.float32)
     if not np.isfinite(embeddings).all():
         bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=(1, 2)))
         raise PipelineError(

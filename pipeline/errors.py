@@ -9,6 +9,14 @@ class PipelineError(Exception):
     """What was expected, what came, where, and what to do. Shown without a traceback."""
 
 
+class Stopped(Exception):
+    """A signal, or the end of DVC, stopped the work; what is done is kept."""
+
+    def __init__(self, message: str, exit_status: int) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
+
+
 def run_stage(main: Callable[[], None]) -> None:
     """Run a stage's ``main``; a PipelineError becomes one screen of text and exit status 1."""
     try:
@@ -17,6 +25,10 @@ def run_stage(main: Callable[[], None]) -> None:
         sys.stdout.flush()
         sys.stderr.write(f"\nerror: {error}\n")
         sys.exit(1)
+    except Stopped as stop:
+        sys.stdout.flush()
+        sys.stderr.write(f"\nstopped: {stop}\n")
+        sys.exit(stop.exit_status)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

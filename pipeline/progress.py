@@ -13,17 +13,23 @@ LINE_EVERY_S = 10.0
 class Progress:
     """Counts work done; as a context manager, so that the last line always appears.
 
-    ``label`` starts each line, ``unit`` names what is counted, ``total`` is how much there is.
+    ``label`` starts each line, ``unit`` names what is counted, ``total`` is how much there is,
+    ``done`` how much of it an earlier process did. ``shown=False`` says nothing.
     """
 
-    def __init__(self, label: str, total: int, unit: str) -> None:
+    def __init__(
+        self, label: str, total: int, unit: str, done: int = 0, shown: bool = True
+    ) -> None:
         self._label, self._total, self._unit = label, total, unit
-        self._done = 0
+        self._done = self._before = done
+        self._shown = shown
         self._note = ""
         self._started_at = self._line_at = time.monotonic()
         self._bar: tqdm | None = None  # type: ignore[type-arg]
-        if sys.stderr.isatty():
-            self._bar = tqdm(total=total, desc=label, unit=f" {unit}", dynamic_ncols=True)
+        if shown and sys.stderr.isatty():
+            self._bar = tqdm(
+                total=total, desc=label, unit=f" {unit}", initial=done, dynamic_ncols=True
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -36,7 +42,7 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-        else:
+        elif self._shown:
             self._print_line()
 
     def advance(self, amount: int = 1, note: str = "") -> None:
@@ -47,13 +53,13 @@ class Progress:
             if note:
                 self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(amount)
-        elif time.monotonic() - self._line_at >= LINE_EVERY_S:
+        elif self._shown and time.monotonic() - self._line_at >= LINE_EVERY_S:
             self._print_line()
 
     def _print_line(self) -> None:
         self._line_at = time.monotonic()
         elapsed_s = self._line_at - self._started_at
-        rate = self._done / elapsed_s if elapsed_s > 0 else 0.0
+        rate = (self._done - self._before) / elapsed_s if elapsed_s > 0 else 0.0
         left_s = (self._total - self._done) / rate if rate > 0 else 0.0
         share = 100 * self._done / self._total if self._total else 100.0
         note = f", {self._note}" if self._note else ""

@@ -5,6 +5,7 @@ All problems of a file are collected and reported at once, with their full keys.
 """
 
 import difflib
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -116,6 +117,14 @@ class Training(Section):
     precision: Literal["float32", "bfloat16"]
     """Arithmetic of the convolutions; pooling, distances and loss are float32 always."""
 
+    validation_subjects: NotNegative
+    """Subjects kept out of training to validate on (subjects). CASIA-E's release has 114 for that;
+    elsewhere, and past those, they are taken from the training subjects."""
+
+    validate_every: NotNegative
+    """Steps between two measurements of rank-1 on the validation subjects; 0: none. Measuring does
+    not change the training."""
+
 
 class Pretrain(Training):
     pass
@@ -144,6 +153,20 @@ class Runtime(Section):
     workers: Annotated[int, Field(ge=-1)]
     """Processes for ingest and normalize, threads that prepare batches; 0: none beside the
     stage itself, -1: as many as there are cores."""
+
+    processes: Positive
+    """Processes that train and embed together, on this machine: one a GPU. The batch is divided
+    among them; P x K must be a multiple."""
+
+    checkpoint_every: Positive
+    """Steps between two states on disk that a killed training resumes from (steps)."""
+
+    stop_after_idle_steps: NotNegative
+    """Steps in a row without an active triplet after which training gives up; 0: never. A warning
+    comes at half of it, or after 100 steps."""
+
+    profile: bool
+    """Write a trace of a few training steps to runs/, for ui.perfetto.dev."""
 
     log_every: Positive
     """Steps between two points of the curves in MLflow (steps)."""
@@ -241,13 +264,36 @@ def _cross_checks(tree: dict[str, Any]) -> list[str]:
     """What no field can tell alone; sections that are broken themselves are left out."""
     problems = []
     sections: dict[str, type[Training]] = {"pretrain": Pretrain, "finetune": Finetune}
+    try:
+        processes = Runtime.model_validate(tree.get("runtime")).processes
+    except ValidationError:
+        processes = 1
     for name, section in sections.items():
         try:
             training = section.model_validate(tree.get(name))
         except ValidationError:
             continue
         problems += _training_problems(name, training)
+        undivided = batch_problem(name, training, processes)
+        problems += [undivided] if undivided else []
     return problems
+
+
+def batch_problem(name: str, training: Training, processes: int) -> str:
+    """Why a batch cannot be divided among processes, with the nearest sizes; empty if it can."""
+    p, k = training.subjects_per_batch, training.sequences_per_subject
+    if p * k % processes == 0:
+        return ""
+    step = processes // math.gcd(k, processes)  # P must be a multiple of this
+    sizes = [n for n in (p // step * step, p // step * step + step) if n >= 2]
+    counts = [n for n in range(1, p * k + 1) if p * k % n == 0]
+    below = max(n for n in counts if n < processes)
+    above = min((n for n in counts if n > processes), default=below)
+    return (
+        f"{name}.subjects_per_batch: {p} x {k} = {p * k} sequences do not divide among "
+        f"{processes} processes; nearest: {' or '.join(map(str, sizes))} subjects, or "
+        f"{' or '.join(map(str, sorted({below, above})))} processes"
+    )
 
 
 def _training_problems(name: str, training: Training) -> list[str]:
@@ -263,6 +309,11 @@ def _training_problems(name: str, training: Training) -> list[str]:
     if training.warmup_steps > training.steps:
         problems.append(
             f"{name}.warmup_steps: {training.warmup_steps} is past {name}.steps = {training.steps}"
+        )
+    if training.validate_every and training.validation_subjects < 2:
+        problems.append(
+            f"{name}.validation_subjects: {training.validation_subjects}, but validation every "
+            f"{training.validate_every} steps needs at least 2"
         )
     return problems
 

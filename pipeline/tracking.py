@@ -59,6 +59,9 @@ class TrackedRun:
         params: dict[str, Any],
         upstream: dict[str, str],
         tags: dict[str, str] | None = None,
+        *,
+        folder: Path | None = None,
+        resumed: bool = False,
     ) -> None:
         """``upstream``: name of each stage this one builds on, and the digest of its output."""
         self._tags_given = tags or {}
@@ -95,6 +98,12 @@ class TrackedRun:
         self._metrics += [(name, value, now_ms, step) for name, value in metrics.items()]
         if time.monotonic() >= self._flush_at:
             self.flush()
+
+    def keep(self) -> None:
+        self.flush()
+
+    def tag(self, name: str, value: str) -> None:
+        pass
 
     def flush(self) -> None:
         """Send what is kept, in order; a store that fails is asked less and less often."""

@@ -1,29 +1,18 @@
-"""The training loop, and what a training stage does around it."""
+"""The training loop: batches in, one optimizer step each, and what can be told of it."""
 
 import math
-import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
-import pandas as pd
 import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from gaitgl.losses import batch_all_triplet_loss
-from gaitgl.model import GaitGL, GaitGLConfig
-from pipeline.batches import TrainingBatch, TrainingBatches
-from pipeline.checkpoints import save_checkpoint
-from pipeline.devices import autocast, choose_device, place
-from pipeline.errors import PipelineError
-from pipeline.files import fingerprint, sha256
-from pipeline.progress import Progress
-from pipeline.settings import Dataset, Runtime, Training
-from pipeline.silhouette_store import SilhouetteStore
-from pipeline.tracking import TrackedRun
-
-HISTORY_POINTS = 1000
-"""history.csv holds at most about this many steps, however long the training."""
+from gaitgl.model import GaitGL
+from pipeline.batches import TrainingBatch
+from pipeline.devices import autocast
+from pipeline.distributed import ALONE, World
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +26,24 @@ class Step:
     """Triplets with a loss above zero, of all triplets of all strips; 0 to 1."""
     mean_distance: float
     """Mean distance between two embeddings of the batch."""
+    grad_norm: float
+    """Euclidean norm of the gradient of all weights."""
     lr: float
     p: float
     """GeM's exponent after the step (Eq. 8); NaN where pooling has none."""
+
+
+class NotFiniteError(Exception):
+    """A step whose loss or gradient is not finite; the weights are still those before it."""
+
+    def __init__(
+        self, step: int, loss: float, loss_per_strip: list[float], bad_gradients: list[str]
+    ) -> None:
+        what = "gradient" if math.isfinite(loss) else "loss"
+        super().__init__(f"the {what} of step {step} is not finite (loss {loss:.4g})")
+        self.step, self.loss, self.loss_per_strip = step, loss, loss_per_strip
+        self.bad_gradients = bad_gradients
+        """Names of the weights whose gradients are not finite; empty where the loss is not."""
 
 
 def learning_rate(step: int, lr: float, warmup_steps: int, lr_drops: Iterable[int]) -> float:
@@ -48,147 +52,93 @@ def learning_rate(step: int, lr: float, warmup_steps: int, lr_drops: Iterable[in
     return lr * warm * 0.1 ** sum(step > drop for drop in lr_drops)
 
 
+def new_optimizer(model: nn.Module) -> torch.optim.Adam:
+    """Adam with its moments at zero, as they are before the first step: ready to be restored.
+
+    ``model`` must be where it will be trained: moments lie in memory as the weights do.
+    """
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    for weight in model.parameters():
+        optimizer.state[weight] = {
+            "step": torch.zeros((), device=weight.device),
+            "exp_avg": torch.zeros_like(weight),
+            "exp_avg_sq": torch.zeros_like(weight),
+        }
+    return optimizer
+
+
+def everything_trained(model: nn.Module, optimizer: torch.optim.Adam) -> dict[str, Tensor]:
+    """Weights and moments under their names: what, copied back, makes a training go on unchanged.
+
+    Nothing else does: batches depend on seed and step alone, and no layer draws random numbers.
+    """
+    tensors = {f"weight.{name}": weight.data for name, weight in model.named_parameters()}
+    for name, weight in model.named_parameters():
+        tensors |= {f"{key}.{name}": value for key, value in optimizer.state[weight].items()}
+    return tensors
+
+
 def train_steps(
     model: GaitGL,
+    optimizer: torch.optim.Adam,
     batches: Iterable[TrainingBatch],
     *,
+    first_step: int = 1,
     lr: float,
     warmup_steps: int,
     lr_drops: list[int],
     margin: float,
     precision: str,
     device: torch.device,
+    world: World = ALONE,
 ) -> Iterator[Step]:
-    """Train ``model`` in place, one step a batch; yields after each step.
+    """Train ``model``, which lies on ``device``, in place, one step a batch; yields after each.
 
-    Raises PipelineError at the first loss that is not finite.
+    With several processes each gets its share of the batches, and all do the same step.
+    Raises NotFiniteError, before the weights are touched, at the first loss or gradient that is not
+    finite.
     """
-    model = place(model, device).train()
-    optimizer = torch.optim.Adam(model.parameters(), lr, fused=True)
+    network = model if world.size == 1 else _averaging(model, device)
     context = autocast(device, precision)
-    for step, batch in enumerate(batches, start=1):
+    for step, batch in enumerate(batches, start=first_step):
+        model.train()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, lr, warmup_steps, lr_drops)
         silhouettes = batch.silhouettes.to(device).float() / 255
         with context:
-            embeddings = model(silhouettes)
-        result = batch_all_triplet_loss(embeddings, batch.labels, margin)
-        loss = result.loss.item()
-        if not math.isfinite(loss):
-            raise PipelineError(
-                f"the loss of step {step} is {loss}, with p = {_p(model):.4f}.\n"
-                "Lower the learning rate, or set precision to float32."
-            )
+            embeddings = network(silhouettes)  # [n / processes, c, strips]
+        result = batch_all_triplet_loss(world.gather(embeddings), batch.labels, margin)
         optimizer.zero_grad(set_to_none=True)
-        result.loss.backward()  # type: ignore[no-untyped-call]
+        (result.loss * world.size).backward()  # type: ignore[no-untyped-call]
+        gradients = {name: w.grad for name, w in model.named_parameters() if w.grad is not None}
+        grad_norm = nn.utils.get_total_norm(list(gradients.values()))
+        # one wait for the device instead of four
+        loss, active, mean_distance, norm = torch.stack(
+            [
+                result.loss.detach(),
+                result.active_per_strip.sum(),
+                result.mean_distance.mean(),
+                grad_norm,
+            ]
+        ).tolist()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            bad = [name for name, grad in gradients.items() if not grad.isfinite().all()]
+            per_strip = result.loss_per_strip.tolist()
+            raise NotFiniteError(step, loss, per_strip, bad if math.isfinite(loss) else [])
         optimizer.step()
         strips = result.active_per_strip.numel()
         yield Step(
             step,
             loss,
-            result.active_per_strip.sum().item() / (result.triplets * strips),
-            result.mean_distance.mean().item(),
+            active / (result.triplets * strips),
+            mean_distance,
+            norm,
             optimizer.param_groups[0]["lr"],
-            _p(model),
+            math.nan if model.gem_p is None else model.gem_p,
         )
 
 
-def run_training(
-    stage: str,
-    dataset: Dataset,
-    model: GaitGL,
-    config: GaitGLConfig,
-    store: SilhouetteStore,
-    folder: Path,
-    training: Training,
-    seed: int,
-    runtime: Runtime,
-    params: dict[str, Any],
-    upstream: dict[str, str],
-) -> None:
-    """Train, record the run, and fill ``folder`` with checkpoint.safetensors and history.csv.
-
-    ``params`` is what the run shows; ``upstream`` holds the digest of each checkpoint that this
-    training starts from, under its stage's name. On one CPU, with one number of threads, the files'
-    bytes depend on settings and inputs alone.
-    """
-    device = choose_device(runtime.device)
-    try:
-        batches = TrainingBatches(
-            store,
-            training.subjects_per_batch,
-            training.sequences_per_subject,
-            training.clip_frames,
-            seed,
-        )
-    except ValueError as error:
-        raise PipelineError(f"{stage} cannot start: {error}") from None
-    steps = train_steps(
-        model,
-        batches.ahead(1, training.steps, runtime.workers),
-        lr=training.lr,
-        warmup_steps=training.warmup_steps,
-        lr_drops=training.lr_drops,
-        margin=training.margin,
-        precision=training.precision,
-        device=device,
-    )
-    checkpoint, history_file = folder / "checkpoint.safetensors", folder / "history.csv"
-    with TrackedRun(stage, dataset, runtime.experiment, params, upstream, _where(device)) as run:
-        history = _train_and_log(stage, steps, training, runtime.log_every, run)
-        info = {
-            "stage": stage,
-            "dataset": dataset,
-            "training": training.model_dump(),
-            "seed": seed,
-            "silhouettes": store.digest(),
-            "upstream": upstream,
-        }
-        info["fingerprint"] = fingerprint({**info, "architecture": asdict(config)})
-        save_checkpoint(checkpoint, model, config, {**info, "p": model.gem_p})
-        table = pd.DataFrame([asdict(step) for step in history], columns=list(Step.__slots__))
-        table.to_csv(history_file, index=False, lineterminator="\n")
-        for path in (checkpoint, history_file):
-            run.artifact(path)
-        if model.gem_p is not None:
-            run.log(training.steps, {"final_p": model.gem_p})
-        run.made(sha256(checkpoint))
-
-
-def _train_and_log(
-    stage: str, steps: Iterator[Step], training: Training, log_every: int, run: TrackedRun
-) -> list[Step]:
-    """Run all steps; the ones for history.csv are returned."""
-    every = max(1, math.ceil(training.steps / HISTORY_POINTS))
-    batch_size = training.subjects_per_batch * training.sequences_per_subject
-    history: list[Step] = []
-    logged_at, logged_step = time.monotonic(), 0
-    with Progress(stage, training.steps, "steps") as progress:
-        for step in steps:
-            number = step.step
-            if number % every == 0 or number in (1, training.steps):
-                history.append(step)
-            if number % log_every == 0 or number in (1, training.steps):
-                now = time.monotonic()
-                rate = (number - logged_step) * batch_size / (now - logged_at)
-                logged_at, logged_step = now, number
-                metrics = asdict(step)
-                del metrics["step"]
-                if math.isnan(step.p):
-                    del metrics["p"]
-                run.log(number, {**metrics, "sequences_per_s": rate})
-            progress.advance(
-                note=f"loss {step.loss:.3f}, active {step.active_share:.0%}, p {step.p:.3f}, "
-                f"lr {step.lr:.0e}"
-            )
-    return history
-
-
-def _where(device: torch.device) -> dict[str, str]:
-    """Tags that say where a run computed: its last digits depend on it."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    return {"device": name, "threads": str(torch.get_num_threads()), "torch": torch.__version__}
-
-
-def _p(model: GaitGL) -> float:
-    return math.nan if model.gem_p is None else model.gem_p
+def _averaging(model: GaitGL, device: torch.device) -> nn.Module:
+    """The model with gradients averaged over processes; all start from the weights of the first."""
+    ids = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(model, ids, gradient_as_bucket_view=True)

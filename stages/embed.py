@@ -12,6 +12,7 @@ from gaitgl.model import GaitGL
 from pipeline.arguments import dataset_argument
 from pipeline.checkpoints import load_weights, read_checkpoint
 from pipeline.devices import choose_device
+from pipeline.distributed import joined, spread
 from pipeline.embedding import embed
 from pipeline.embedding_file import write_embeddings
 from pipeline.errors import run_stage
@@ -26,6 +27,7 @@ TRAINED_BY = {"oumvlp": "pretrain", "casia_e": "finetune"}
 def main() -> None:
     dataset = dataset_argument()
     settings = Settings.load()
+    spread(settings.runtime.processes)
     stage = TRAINED_BY[dataset]
     checkpoint = Path("models", stage, "checkpoint.safetensors")
     config, weights, info = read_checkpoint(checkpoint)
@@ -36,19 +38,22 @@ def main() -> None:
     compared = protocol.compares(store.index["sequence"], store.index["view"])
     numbers = np.flatnonzero(compared & (store.index["split"] == "test"))
     device = choose_device(settings.runtime.device)
-    embeddings = embed(model, store, numbers, info["training"]["precision"], device)
-    write_embeddings(
-        Path("embeddings", f"{dataset}.arrow"),
-        store.index.iloc[numbers],
-        embeddings,
-        {
-            "stage": stage,
-            "trained_by": ",".join([*info["upstream"], stage]),
-            "checkpoint": sha256(checkpoint),
-            "silhouettes": store.digest(),
-            "refused_test_sequences": str(store.refused_sequences("test")),
-        },
-    )
+    with joined(device) as world:
+        precision = info["training"]["precision"]
+        embeddings = embed(model, store, numbers, precision, device, world)
+        if world.leads:
+            write_embeddings(
+                Path("embeddings", f"{dataset}.arrow"),
+                store.index.iloc[numbers],
+                embeddings,
+                {
+                    "stage": stage,
+                    "trained_by": ",".join([*info["upstream"], stage]),
+                    "checkpoint": sha256(checkpoint),
+                    "silhouettes": store.digest(),
+                    "refused_test_sequences": str(store.refused_sequences("test")),
+                },
+            )
 
 
 if __name__ == "__main__":

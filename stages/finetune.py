@@ -9,17 +9,19 @@ import torch
 
 from gaitgl.model import GaitGL
 from pipeline.checkpoints import load_weights, read_checkpoint
+from pipeline.distributed import spread
 from pipeline.errors import run_stage
-from pipeline.files import new_folder, sha256
+from pipeline.files import sha256
 from pipeline.settings import Settings
 from pipeline.silhouette_store import SilhouetteStore
-from pipeline.training import run_training
+from pipeline.training_run import run_training
 
 PRETRAINED = Path("models/pretrain/checkpoint.safetensors")
 
 
 def main() -> None:
     settings = Settings.load()
+    spread(settings.runtime.processes)
     config, weights, _ = read_checkpoint(PRETRAINED)
     torch.manual_seed(settings.seed)
     model = GaitGL(config)
@@ -27,20 +29,19 @@ def main() -> None:
     if settings.finetune.initial == "pretrained":
         load_weights(model, weights, PRETRAINED)
         upstream["pretrain"] = sha256(PRETRAINED)
-    with new_folder(Path("models/finetune")) as folder:
-        run_training(
-            "finetune",
-            "casia_e",
-            model,
-            config,
-            SilhouetteStore(Path("data/casia_e/silhouettes")),
-            folder,
-            settings.finetune,
-            settings.seed,
-            settings.runtime,
-            params=settings.flat(),
-            upstream=upstream,
-        )
+    run_training(
+        "finetune",
+        "casia_e",
+        model,
+        config,
+        SilhouetteStore(Path("data/casia_e/silhouettes")),
+        Path("models/finetune"),
+        settings.finetune,
+        settings.seed,
+        settings.runtime,
+        params=settings.flat(),
+        upstream=upstream,
+    )
 
 
 if __name__ == "__main__":

@@ -5,31 +5,31 @@ from pathlib import Path
 import torch
 
 from gaitgl.model import GaitGL, GaitGLConfig
+from pipeline.distributed import spread
 from pipeline.errors import run_stage
-from pipeline.files import new_folder
 from pipeline.settings import Settings
 from pipeline.silhouette_store import SilhouetteStore
-from pipeline.training import run_training
+from pipeline.training_run import run_training
 
 
 def main() -> None:
     settings = Settings.load()
+    spread(settings.runtime.processes)
     config = GaitGLConfig(**settings.model.model_dump())
     torch.manual_seed(settings.seed)
-    with new_folder(Path("models/pretrain")) as folder:
-        run_training(
-            "pretrain",
-            "oumvlp",
-            GaitGL(config),
-            config,
-            SilhouetteStore(Path("data/oumvlp/silhouettes")),
-            folder,
-            settings.pretrain,
-            settings.seed,
-            settings.runtime,
-            params=settings.flat(),
-            upstream={},
-        )
+    run_training(
+        "pretrain",
+        "oumvlp",
+        GaitGL(config),
+        config,
+        SilhouetteStore(Path("data/oumvlp/silhouettes")),
+        Path("models/pretrain"),
+        settings.pretrain,
+        settings.seed,
+        settings.runtime,
+        params=settings.flat(),
+        upstream={},
+    )
 
 
 if __name__ == "__main__":

@@ -4,12 +4,8 @@ The tests of this file share one project and run in order: each changes one sett
 one before it left.
 """
 
-import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,76 +14,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from pipeline.embedding_file import read_embeddings
 from pipeline.silhouette_store import SilhouetteStore
-
-ROOT = Path(__file__).parents[2]
+from tests.small_project import Project, copy_project
 
 WALKERS = {"synthetic/dvc.yaml:walkers_oumvlp", "synthetic/dvc.yaml:walkers_casia_e"}
 CASIA_E = {f"{stage}@casia_e" for stage in ("embed", "evaluate")} | {"finetune"}
 OUMVLP = {f"{stage}@oumvlp" for stage in ("embed", "evaluate")} | {"pretrain"}
 NORMALIZE = {"normalize@oumvlp", "normalize@casia_e"}
 INGEST = {"ingest@oumvlp", "ingest@casia_e"}
-
-
-class Project:
-    """A copy of the project with small settings, under git and DVC of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW", "DVC"))}
-        environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-        environment["DVC_SITE_CACHE_DIR"] = str(self.folder / "site-cache")
-        done = subprocess.run(
-            command,
-            cwd=self.folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if check:
-            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        return done
-
-    def repro(self) -> set[str]:
-        """The stages whose commands ran."""
-        done = self.run("dvc", "repro")
-        return set(re.findall(r"^Running stage '([^']+)'", done.stdout, re.MULTILINE))
-
-    def due(self) -> set[str]:
-        """The stages whose own inputs have changed since they ran."""
-        status: dict[str, Any] = json.loads(self.run("dvc", "status", "--json").stdout)
-        return set(status)
-
-    def change(self, **leaves: Any) -> None:
-        """Change leaves of params.yaml, named with __ for the dot."""
-        self.edit("params.yaml", leaves)
-
-    def edit(self, file: str, leaves: dict[str, Any]) -> None:
-        path = self.folder / file
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-        for key, value in leaves.items():
-            *sections, leaf = key.split("__")
-            section = tree
-            for name in sections:
-                section = section[name]
-            section[leaf] = value
-        path.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
-
-    def metrics(self, dataset: str) -> dict[str, Any]:
-        path = self.folder / "reports" / dataset / "metrics.json"
-        metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return metrics
-
-    def mlflow_runs(self) -> list[Run]:
-        client = MlflowClient(f"sqlite:///{self.folder / 'mlflow.db'}")
-        return list(client.search_runs(["1"], order_by=["attributes.start_time ASC"]))
 
 
 SMALL_TRAINING = {
@@ -103,20 +40,7 @@ SMALL_TRAINING = {
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    folder = tmp_path_factory.mktemp("project")
-    listed = subprocess.run(
-        ["git", "-C", ROOT, "ls-files", "-co", "--exclude-standard"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.splitlines()
-    for name in listed:
-        if (ROOT / name).exists() and not name.startswith(("tests/", "docs/")):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
-    (folder / "dvc.lock").unlink(missing_ok=True)
-    (folder / "synthetic/dvc.lock").unlink(missing_ok=True)
-    project = Project(folder)
+    project = copy_project(tmp_path_factory.mktemp("project"))
     project.change(
         model__channels=[2, 2, 4, 4, 4, 4],
         normalize__min_frames=3,

@@ -1,0 +1,116 @@
+"""Whether a long stage is asked to stop: by a signal, or since the DVC that started it is gone."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import psutil
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SHELLS = {"sh", "dash", "bash", "zsh", "fish", "ksh", "busybox"}
+ADOPTERS = {"systemd", "init", "launchd", "tini", "dumb-init", "docker-init", "catatonit"}
+"""Who becomes the parent of a process whose own has ended; elsewhere it is process 1."""
+
+POLL_S = 1.0
+
+
+class StopRequest:
+    """Notes requests to stop while its block runs; the block asks between two steps.
+
+    DVC dies at a SIGTERM, but what it started lives on: that counts as a request, too.
+    """
+
+    def __init__(self) -> None:
+        self._signal = 0
+        self._before: dict[int, Any] = {}
+        self._starter_lives = starter()
+
+    def __enter__(self) -> Self:
+        for number in SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP: so do we
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def reason(self) -> str:
+        """What asks to stop, in words; empty where nothing does."""
+        if self._signal:
+            return signal.Signals(self._signal).name
+        if not self._starter_lives():
+            return "the end of the process that started it"
+        return ""
+
+    @property
+    def exit_status(self) -> int:
+        """What a shell expects of a process that was stopped: 128 + the signal."""
+        return 128 + (self._signal or signal.SIGTERM)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._signal = number
+
+
+def starter() -> Callable[[], bool]:
+    """Ask it as often as needed: does the process that waits for this one (DVC, torchrun) live?
+
+    Always true where this process was started by hand: that one may outlive its terminal.
+    """
+    if "DVC_STAGE" not in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ:
+        return lambda: True
+    process = _starter_of(psutil.Process())
+    return lambda: process is not None and _lives(process)
+
+
+def is_orphan(pid: int) -> bool:
+    """Whether the process that started process ``pid`` has ended, or ``pid`` itself."""
+    try:
+        return _starter_of(psutil.Process(pid)) is None
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _starter_of(process: psutil.Process) -> psutil.Process | None:
+    """The next ancestor that is no shell; None where it has ended and ``process`` was adopted."""
+    for parent in process.parents():
+        if parent.name() in SHELLS:
+            continue
+        adopted = parent.name() in ADOPTERS or parent.pid == 1
+        return None if adopted and "dvc" not in " ".join(parent.cmdline()) else parent
+    return None
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+@contextmanager
+def stopped_with_starter() -> Iterator[None]:
+    """While the block runs, the end of the process that started this one is a SIGTERM to it."""
+    starter_lives = starter()
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(POLL_S):
+            if not starter_lives():
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    threading.Thread(target=watch, name="watches the starter", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()

@@ -1,0 +1,411 @@
+"""What a training stage does around its steps: resume, record, keep its state, stop when asked."""
+
+import math
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, astuple, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from gaitgl.model import GaitGL, GaitGLConfig
+from pipeline.batches import TrainingBatch, TrainingBatches
+from pipeline.checkpoints import read_checkpoint, save_checkpoint
+from pipeline.devices import choose_device, place
+from pipeline.distributed import World, joined
+from pipeline.errors import PipelineError, Stopped, listing
+from pipeline.files import fingerprint, new_folder, sha256, write_json
+from pipeline.processes import worker_count
+from pipeline.profiling import profiled
+from pipeline.progress import Progress
+from pipeline.settings import Dataset, Runtime, Training, batch_problem
+from pipeline.silhouette_store import SilhouetteStore
+from pipeline.stopping import StopRequest
+from pipeline.tracking import TrackedRun
+from pipeline.training import (
+    NotFiniteError,
+    Step,
+    everything_trained,
+    new_optimizer,
+    train_steps,
+)
+from pipeline.training_state import TrainingState
+from pipeline.validation import Validation
+
+CHECKPOINT, HISTORY = "checkpoint.safetensors", "history.csv"
+
+HISTORY_POINTS = 1000
+"""history.csv holds at most about this many steps, however long the training."""
+
+IDLE_WARNING = 100
+"""Steps in a row without an active triplet that are worth a warning."""
+
+
+def run_training(
+    stage: str,
+    dataset: Dataset,
+    model: GaitGL,
+    config: GaitGLConfig,
+    store: SilhouetteStore,
+    folder: Path,
+    training: Training,
+    seed: int,
+    runtime: Runtime,
+    params: dict[str, Any],
+    upstream: dict[str, str],
+) -> None:
+    """Train, record the run, and make ``folder`` with checkpoint.safetensors and history.csv.
+
+    ``params`` is what the run shows; ``upstream`` holds the digest of each checkpoint that this
+    training starts from, under its stage's name. On one CPU, with one number of threads, the files'
+    bytes depend on settings and inputs alone, however often the training was killed on the way.
+    """
+    device = choose_device(runtime.device)
+    about = {
+        "stage": stage,
+        "dataset": dataset,
+        "training": training.model_dump(),
+        "seed": seed,
+        "silhouettes": store.digest(),
+        "upstream": upstream,
+    }
+    identity = {**about, "architecture": asdict(config)}
+    about["fingerprint"] = fingerprint(identity)
+    state = TrainingState(stage, identity)
+
+    def tracked(resumed: bool) -> TrackedRun:
+        tags = {**_where(device), "processes": str(world.size)}
+        record = state.folder / "record"
+        return TrackedRun(
+            stage,
+            dataset,
+            runtime.experiment,
+            params,
+            upstream,
+            tags,
+            folder=record,
+            resumed=resumed,
+        )
+
+    with joined(device) as world, StopRequest() as stop:
+        loop = _Loop(stage, training, runtime, model, config, device, world, stop, state)
+        loop.read(store, dataset, seed)
+        with state.locked() if world.leads else nullcontext():
+            made = state.result() if world.leads else None
+            if world.any(made is not None):
+                if made is not None and (state.folder / "record").exists():
+                    _take_over(made, folder)
+                    with tracked(resumed=True) as record:
+                        _record_result(record, folder, training.steps)
+                elif made is not None:
+                    _take_over(made, folder)
+            else:
+                loop.resume()
+                with tracked(loop.done > 0) if world.leads else nullcontext() as run:
+                    loop.train(run)
+                    if run is not None:
+                        info = {**about, "p": model.gem_p}
+                        with new_folder(folder) as beside:
+                            save_checkpoint(beside / CHECKPOINT, model, config, info)
+                            _write_history(beside / HISTORY, loop.history)
+                        state.keep_result(folder)
+                        _record_result(run, folder, training.steps)
+            if world.leads:
+                state.remove()
+
+
+@dataclass
+class _Loop:
+    """The steps of one training, from wherever it was left, and what is known of them so far.
+
+    All processes go through it in step; the leading one alone writes and speaks.
+    """
+
+    stage: str
+    training: Training
+    runtime: Runtime
+    model: GaitGL
+    config: GaitGLConfig
+    device: torch.device
+    world: World
+    stop: StopRequest
+    state: TrainingState
+
+    done: int = 0
+    """Steps behind us."""
+    history: list[Step] = field(default_factory=list)
+    """The steps for history.csv."""
+    idle: int = 0
+    """Steps in a row, up to now, without an active triplet."""
+    best: dict[str, float] = field(default_factory=dict)
+    """Step and rank-1 of the best validation."""
+
+    def read(self, store: SilhouetteStore, dataset: Dataset, seed: int) -> None:
+        """Open what is trained and validated on; PipelineError where it holds too few subjects."""
+        training = self.training
+        problem = batch_problem(self.stage, training, self.world.size)
+        if problem:
+            raise PipelineError(problem)
+        try:
+            self.batches = TrainingBatches(
+                store,
+                training.subjects_per_batch,
+                training.sequences_per_subject,
+                training.clip_frames,
+                seed,
+                training.validation_subjects,
+                self.world,
+            )
+        except ValueError as error:
+            raise PipelineError(f"{self.stage} cannot start: {error}") from None
+        self.validation = None
+        if training.validate_every:
+            subjects = training.validation_subjects
+            self.validation = Validation(store, dataset, subjects, training.precision)
+
+    def resume(self) -> None:
+        """Go back to the last state on disk, or to the start; to the same in all processes."""
+        place(self.model, self.device)
+        self.optimizer = new_optimizer(self.model)
+        self.trained = everything_trained(self.model, self.optimizer)
+        saved = self.state.load() if self.world.leads else None
+        if saved is not None:
+            self._say(f"going on from step {saved.step}, whose state is in {self.state.folder}")
+            for name, tensor in self.trained.items():
+                tensor.copy_(saved.tensors[name])
+            rows = saved.tensors["history"].tolist()
+            self.history = [Step(int(row[0]), *row[1:]) for row in rows]
+            self.done, self.idle, self.best = saved.step, saved.notes["idle"], saved.notes["best"]
+        elif self.world.leads:
+            for other in self.state.others():
+                self._say(f"not resumed, and to be deleted when you like: {other}")
+        counts = torch.tensor([self.done, self.idle])
+        self.world.copy_from_leader([counts])
+        self.done, self.idle = counts.tolist()
+        self.world.copy_from_leader(list(self.trained.values()))
+
+    def train(self, run: TrackedRun | None) -> None:
+        """Do what is left of the steps; the leading process' ``run`` records them.
+
+        Raises PipelineError where going on makes no sense, Stopped where it was asked to stop.
+        """
+        training, runtime = self.training, self.runtime
+        workers = worker_count(runtime.workers)
+        batches = _Clock(
+            self.batches.ahead(
+                self.done + 1,
+                training.steps,
+                max(1, workers // self.world.size) if workers else 0,
+            ),
+            training.subjects_per_batch * training.sequences_per_subject,
+        )
+        steps = train_steps(
+            self.model,
+            self.optimizer,
+            batches,
+            first_step=self.done + 1,
+            lr=training.lr,
+            warmup_steps=training.warmup_steps,
+            lr_drops=training.lr_drops,
+            margin=training.margin,
+            precision=training.precision,
+            device=self.device,
+            world=self.world,
+        )
+        trace = self.state.folder.parent / "traces" / f"{self.state.folder.name}.json.gz"
+        with (
+            Progress(self.stage, training.steps, "steps", self.done, self.world.leads) as progress,
+            profiled(trace if runtime.profile and self.world.leads else None) as traced,
+        ):
+            try:
+                for step in steps:
+                    traced()
+                    self.done = step.step
+                    self._note(step, batches, run)
+                    progress.advance(
+                        note=f"loss {step.loss:.3f}, active {step.active_share:.0%}, "
+                        f"p {step.p:.3f}, lr {step.lr:.0e}, {batches.rate:.0f} sequences/s, "
+                        f"waiting {batches.waiting:.0%}"
+                    )
+                    self._validate(run)
+                    self._give_up_if_idle(step)
+                    self._keep_or_stop(run)
+            except NotFiniteError as error:
+                self._fail(self._report(error))
+
+    def _note(self, step: Step, batches: "_Clock", run: TrackedRun | None) -> None:
+        """Keep a step for history.csv and for the run's curves, where it is due."""
+        every = max(1, math.ceil(self.training.steps / HISTORY_POINTS))
+        ends = step.step in (1, self.training.steps)
+        if ends or step.step % every == 0:
+            self.history.append(step)
+        if ends or step.step % self.runtime.log_every == 0:
+            batches.lap()
+            metrics = asdict(step)
+            del metrics["step"]
+            if math.isnan(step.p):
+                del metrics["p"]
+            metrics |= {"sequences_per_s": batches.rate, "waiting_share": batches.waiting}
+            if run is not None:
+                run.log(step.step, metrics)
+
+    def _validate(self, run: TrackedRun | None) -> None:
+        every = self.training.validate_every
+        if self.validation is None or (self.done % every and self.done < self.training.steps):
+            return
+        found = self.validation.rank1(self.model, self.device, self.world)
+        if run is None:
+            return
+        if not self.best or found["rank1"] > self.best["rank1"]:
+            self.best = {"step": self.done, "rank1": found["rank1"]}
+            run.tag("best_validation_step", str(self.done))
+        metrics = {f"validation_{name}": value for name, value in found.items()}
+        run.log(self.done, {**metrics, "validation_best_rank1": self.best["rank1"]})
+        self._say(
+            f"validation after step {self.done}: rank-1 {found['rank1']:.1f} % "
+            f"(best {self.best['rank1']:.1f} % after step {self.best['step']:.0f})"
+        )
+
+    def _give_up_if_idle(self, step: Step) -> None:
+        """Warn, and stop where that is set, when the loss has nothing to do for many steps."""
+        self.idle = 0 if step.active_share else self.idle + 1
+        limit = self.runtime.stop_after_idle_steps
+        idle = (
+            f"no triplet was active in the last {self.idle} steps (step {step.step}, mean distance "
+            f"{step.mean_distance:.3g}, margin {self.training.margin}): nothing is learnt"
+        )
+        if self.idle == (max(1, limit // 2) if limit else IDLE_WARNING):
+            self._say(f"warning: {idle}")
+        if limit and self.idle >= limit:
+            self._fail(
+                PipelineError(
+                    f"{idle}.\nRaise {self.stage}.margin or subjects_per_batch, lower lr, or train "
+                    f"fewer steps; runtime.stop_after_idle_steps = {limit} stopped it."
+                )
+            )
+
+    def _keep_or_stop(self, run: TrackedRun | None) -> None:
+        """Write the state where it is due, and where the training is asked to stop; then stop."""
+        if self.done == self.training.steps:
+            return
+        asked = self.world.any(bool(self.stop.reason()))
+        if run is not None and (asked or self.done % self.runtime.checkpoint_every == 0):
+            run.keep()  # what is recorded of a step is on the disk before the step is
+            tensors = {name: t.cpu().contiguous() for name, t in self.trained.items()}
+            rows = torch.tensor([astuple(step) for step in self.history], dtype=torch.float64)
+            notes = {"idle": self.idle, "best": self.best}
+            self.state.save(self.done, {**tensors, "history": rows}, notes)
+        if asked:
+            self._fail(
+                Stopped(
+                    f"{self.stage} after step {self.done} by {self.stop.reason() or 'a signal'}; "
+                    f"its state is in {self.state.folder}, and the next start goes on from there",
+                    self.stop.exit_status,
+                )
+            )
+
+    def _report(self, error: NotFiniteError) -> PipelineError:
+        """Save what is known of a step that failed, and say where."""
+        folder = self.state.folder / "trouble"
+        if self.world.leads:
+            sequences = self.batches.sequences(error.step)
+            with new_folder(folder) as beside:
+                sequences.to_csv(beside / "batch.csv", index=False, lineterminator="\n")
+                save_checkpoint(beside / CHECKPOINT, self.model, self.config, {"step": self.done})
+                known = {
+                    "step": error.step,
+                    "p": self.model.gem_p,
+                    "loss": repr(error.loss),
+                    "loss_per_strip": [repr(loss) for loss in error.loss_per_strip],
+                    "weights_with_bad_gradients": error.bad_gradients,
+                }
+                write_json(beside / "step.json", known)
+        p = "none" if self.model.gem_p is None else f"{self.model.gem_p:.4f}"
+        what = f"the loss of step {error.step} is {error.loss}, with p = {p}"
+        if error.bad_gradients:
+            what = (
+                f"the gradient of step {error.step} is not finite, with loss = {error.loss:.4f}, "
+                f"p = {p}, in:\n{listing(error.bad_gradients, 5)}"
+            )
+        return PipelineError(
+            f"{what}\n\n"
+            f"{folder / 'batch.csv'}: the sequences of that step's batch\n"
+            f"{folder / 'step.json'}: p and the loss of each strip\n"
+            f"{folder / CHECKPOINT}: the weights before that step\n\n"
+            f"Lower {self.stage}.lr, or set {self.stage}.precision to float32."
+        )
+
+    def _fail(self, error: Exception) -> None:
+        """End all processes; the leading one with ``error``, once the others are here, too."""
+        self.world.wait_for_all()
+        if not self.world.leads:
+            sys.exit(0)  # else torchrun would kill the leading one while it still records
+        raise error
+
+    def _say(self, text: str) -> None:
+        if self.world.leads:
+            sys.stderr.write(f"{self.stage}: {text}\n")
+
+
+class _Clock:
+    """Batches, and how fast they are asked for: figures of the steps between two laps."""
+
+    def __init__(self, batches: Iterable[TrainingBatch], batch_size: int) -> None:
+        self._batches, self._batch_size = iter(batches), batch_size
+        self._lap_at, self._given, self._waited_s = time.monotonic(), 0, 0.0
+        self.rate = 0.0
+        """Sequences a second, in all processes together."""
+        self.waiting = 0.0
+        """Share of the time that this process waited for its batches, 0 to 1."""
+
+    def __iter__(self) -> Iterator[TrainingBatch]:
+        while True:
+            asked_at = time.monotonic()
+            batch = next(self._batches, None)
+            self._waited_s += time.monotonic() - asked_at
+            if batch is None:
+                return
+            self._given += 1
+            yield batch
+
+    def lap(self) -> None:
+        """Renew the figures."""
+        now = time.monotonic()
+        elapsed_s = now - self._lap_at
+        self.rate = self._given * self._batch_size / elapsed_s
+        self.waiting = self._waited_s / elapsed_s
+        self._lap_at, self._given, self._waited_s = now, 0, 0.0
+
+
+def _take_over(made: Path, folder: Path) -> None:
+    """What this training made before DVC was killed becomes its result."""
+    sys.stderr.write(f"this training ended just before DVC was killed: its result is {made}\n")
+    with new_folder(folder) as beside:
+        for name in (CHECKPOINT, HISTORY):
+            shutil.copy(made / name, beside / name)
+
+
+def _write_history(path: Path, history: list[Step]) -> None:
+    table = pd.DataFrame([asdict(step) for step in history], columns=list(Step.__slots__))
+    table.to_csv(path, index=False, lineterminator="\n")
+
+
+def _record_result(run: TrackedRun, folder: Path, steps: int) -> None:
+    checkpoint = folder / CHECKPOINT
+    for path in (checkpoint, folder / HISTORY):
+        run.artifact(path)
+    p = read_checkpoint(checkpoint)[2]["p"]
+    if p is not None:
+        run.log(steps, {"final_p": p})
+    run.made(sha256(checkpoint))
+
+
+def _where(device: torch.device) -> dict[str, str]:
+    """Tags that say where a run computed: its last digits depend on it."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return {"device": name, "threads": str(torch.get_num_threads()), "torch": torch.__version__}

@@ -1,0 +1,50 @@
+"""Rank-1 on subjects that are kept out of training, while it goes on."""
+
+import numpy as np
+import torch
+
+from gaitgl.model import GaitGL
+from pipeline.batches import held_out
+from pipeline.distributed import World
+from pipeline.embedding import embed
+from pipeline.errors import PipelineError
+from pipeline.evaluation import evaluate
+from pipeline.protocols import PROTOCOLS
+from pipeline.settings import Dataset
+from pipeline.silhouette_store import SilhouetteStore
+
+
+class Validation:
+    """Measures a network by its dataset's protocol on ``subjects`` held-out subjects."""
+
+    def __init__(
+        self, store: SilhouetteStore, dataset: Dataset, subjects: int, precision: str
+    ) -> None:
+        self._store, self._precision = store, precision
+        self._protocol = PROTOCOLS[dataset]
+        index = store.index
+        compared = self._protocol.compares(index["sequence"], index["view"])
+        self._numbers = np.flatnonzero(
+            compared & index["subject"].isin(held_out(index, subjects)).to_numpy()
+        )
+        if not len(self._numbers):
+            raise PipelineError(
+                f"{store.folder}: none of the {subjects} validation subjects has a sequence that "
+                "the protocol compares; raise validation_subjects"
+            )
+
+    def rank1(self, model: GaitGL, device: torch.device, world: World) -> dict[str, float]:
+        """Rank-1 in % of each condition, and their mean as ``rank1``; empty but in process 0.
+
+        Identical views are left out. The model's weights are only read.
+        """
+        embeddings = embed(
+            model, self._store, self._numbers, self._precision, device, world, shown=False
+        )
+        if not world.leads:
+            return {}
+        keys = self._store.index.iloc[self._numbers].reset_index(drop=True)
+        result = evaluate(keys, embeddings, self._protocol, "euclidean", cmc_ranks=5)
+        found = {f"{name}_rank1": values["rank1"] for name, values in result.metrics.items()}
+        mean = float(np.mean(list(found.values())))
+        return {"rank1": mean, **(found if len(found) > 1 else {})}
