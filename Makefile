@@ -1,5 +1,6 @@
 # make repro   the whole pipeline: walkers → archives → catalogue → silhouettes → training → tables and runs
 # make test    the tests            make lint    ruff and mypy            make ui    the MLflow UI
+# make soak    the long tests: trainings killed again and again
 # make lock    renew requirements.lock from pyproject.toml
 # Each sets up .venv by itself. PYTHON=python3.12 chooses the interpreter, ARGS="--dry" is passed on.
 
@@ -15,7 +16,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: repro test lint ui lock setup
+.PHONY: repro test soak lint ui lock setup
 
 # dvc 3.67 cannot dry-run a stage whose inputs are not made yet; before the first run all are due
 DRY := $(findstring --dry,$(ARGS))
@@ -28,6 +29,9 @@ repro: $(READY)
 
 test: $(READY)
 	@OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile $(ARGS)
+
+soak: $(READY)
+	@OMP_NUM_THREADS=1 python -m pytest -n auto -m soak -rA $(ARGS)
 
 lint: $(READY)
 	@ruff check . && ruff format --check . && mypy

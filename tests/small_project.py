@@ -53,6 +53,7 @@ class Project:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW", "DVC"))}
         environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
         environment["DVC_SITE_CACHE_DIR"] = str(self.folder / "site-cache")
+        environment.setdefault("OMP_NUM_THREADS", "1")
         return environment
 
     def repro(self) -> set[str]:

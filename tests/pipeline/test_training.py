@@ -1,29 +1,27 @@
-import json
 import math
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import torch
-from mlflow.tracking import MlflowClient
 
 from gaitgl.model import GaitGL, GaitGLConfig
 from pipeline.batches import TrainingBatch, TrainingBatches
-from pipeline.checkpoints import read_checkpoint
-from pipeline.errors import PipelineError
-from pipeline.files import sha256
-from pipeline.settings import Dataset, Settings
+from pipeline.devices import place
+from pipeline.settings import Dataset
 from pipeline.silhouette_store import SilhouetteStore
-from pipeline.tracking import tracking_uri
-from pipeline.training import Step, learning_rate, run_training, train_steps
+from pipeline.training import (
+    NotFiniteError,
+    Step,
+    everything_trained,
+    learning_rate,
+    new_optimizer,
+    train_steps,
+)
 
 CHANNELS = (2, 2, 4, 4, 4, 4)
 CPU = torch.device("cpu")
 
 Stores = dict[Dataset, SilhouetteStore]
-Project = Callable[..., Path]
 
 
 def new_model(**changes: Any) -> GaitGL:
@@ -40,7 +38,8 @@ def train(model: GaitGL, batches: list[TrainingBatch], **changes: Any) -> list[S
         "precision": "float32",
         "device": CPU,
     }
-    return list(train_steps(model, batches, **(settings | changes)))
+    optimizer = new_optimizer(place(model, CPU))
+    return list(train_steps(model, optimizer, batches, **(settings | changes)))
 
 
 @pytest.fixture
@@ -130,160 +129,103 @@ def test_bfloat16_trains_float32_weights(batches: TrainingBatches) -> None:
 
 
 @pytest.mark.parametrize("architecture", [{}, {"spatial_pooling": "max_mean"}])
-def test_a_loss_that_is_not_finite_names_its_step(
+def test_a_loss_that_is_not_finite_stops_at_its_step(
     batches: TrainingBatches, architecture: dict[str, Any]
 ) -> None:
     model = new_model(**architecture)
     with torch.no_grad():
         model.lta.conv.weight[0, 0, 0, 0, 0] = torch.nan
-    with pytest.raises(PipelineError, match="the loss of step 1 is nan, with p = "):
+    with pytest.raises(NotFiniteError, match="the loss of step 1 is not finite") as caught:
         train(model, [batches.batch(1)])
+    assert math.isnan(caught.value.loss)
+    assert len(caught.value.loss_per_strip) == 64
+    assert caught.value.bad_gradients == []
 
 
-def test_a_loss_that_explodes_on_the_way_names_its_step(batches: TrainingBatches) -> None:
-    with pytest.raises(PipelineError, match=r"the loss of step [2-9] is (nan|inf)"):
+def test_a_loss_that_explodes_on_the_way_stops_at_its_step(batches: TrainingBatches) -> None:
+    with pytest.raises(NotFiniteError) as caught:
         train(new_model(), list(batches.ahead(1, 9, 0)), lr=1e30)
+    assert 2 <= caught.value.step <= 9
 
 
-def run(
-    stores: Stores, folder: Path, settings: Settings, weights: dict[str, torch.Tensor] | None = None
+def test_a_gradient_that_is_not_finite_stops_before_it_reaches_the_weights(
+    batches: TrainingBatches,
 ) -> None:
-    folder.mkdir(parents=True)
-    architecture = settings.model.model_dump()
-    config = GaitGLConfig(**{**architecture, "channels": tuple(architecture["channels"])})
-    torch.manual_seed(settings.seed)
-    model = GaitGL(config)
-    model.load_state_dict(weights or model.state_dict())
-    run_training(
-        "pretrain",
-        "oumvlp",
-        model,
-        config,
-        stores["oumvlp"],
-        folder,
-        settings.pretrain,
-        settings.seed,
-        settings.runtime,
-        params=settings.flat(),
-        upstream={},
+    model = new_model()
+    spoilt_steps = iter([False, False, True])
+    model.lta.conv.weight.register_hook(
+        lambda grad: grad * torch.nan if next(spoilt_steps) else grad
+    )
+    good = new_model()
+    train(good, [batches.batch(1), batches.batch(2)])
+    with pytest.raises(NotFiniteError, match="the gradient of step 3 is not finite") as caught:
+        train(model, list(batches.ahead(1, 5, 0)))
+    assert math.isfinite(caught.value.loss)
+    assert caught.value.bad_gradients == ["lta.conv.weight"]
+    assert all(
+        torch.equal(weight, after_two)
+        for weight, after_two in zip(model.parameters(), good.parameters(), strict=True)
     )
 
 
-def the_run() -> Any:
-    client = MlflowClient(tracking_uri())
-    ids = [experiment.experiment_id for experiment in client.search_experiments()]
-    (found,) = client.search_runs(ids)
-    return found
-
-
-def test_a_training_stage_writes_records_and_tells(
-    stores: Stores, project: Project, tracking_store: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("architecture", "precision"),
+    [
+        ({}, "float32"),
+        ({"activation": "sum"}, "bfloat16"),
+        ({"spatial_pooling": "max_mean"}, "float32"),
+    ],
+)
+def test_a_training_goes_on_from_what_is_restored_as_if_never_left(
+    batches: TrainingBatches, architecture: dict[str, Any], precision: str
 ) -> None:
-    settings = Settings.load(project() / "params.yaml")
-    run(stores, tmp_path / "model", settings)
-    checkpoint = tmp_path / "model" / "checkpoint.safetensors"
-    config, weights, info = read_checkpoint(checkpoint)
-    assert config.channels == CHANNELS
-    assert info["training"] == settings.pretrain.model_dump()
-    assert info["silhouettes"] == stores["oumvlp"].digest()
-    assert (info["stage"], info["dataset"], info["seed"]) == ("pretrain", "oumvlp", 0)
-    history = pd.read_csv(tmp_path / "model" / "history.csv")
-    assert list(history.columns) == list(Step.__slots__)
-    assert history["step"].tolist() == [1, 2, 3]
-    assert history["p"].iloc[-1] == info["p"] == weights["pooling.p"].item()
-
-    found = the_run()
-    assert found.info.status == "FINISHED"
-    assert found.data.params == {name: str(value) for name, value in settings.flat().items()} | {
-        f"data.{dataset}.root": dataset for dataset in ("oumvlp", "casia_e")
+    settings: dict[str, Any] = {
+        "lr": 1e-2,
+        "warmup_steps": 2,
+        "lr_drops": [5],
+        "margin": 0.2,
+        "precision": precision,
+        "device": CPU,
     }
-    assert found.data.metrics["final_p"] == info["p"]
-    assert found.data.tags["output_digest"] == sha256(checkpoint)
-    client = MlflowClient(tracking_uri())
-    for name in ("loss", "active_share", "mean_distance", "lr", "p", "sequences_per_s"):
-        points = client.get_metric_history(found.info.run_id, name)
-        assert [point.step for point in points] == [1, 2, 3]
-        if name in history:
-            assert [point.value for point in points] == history[name].tolist()
-    kept = {item.path for item in client.list_artifacts(found.info.run_id)}
-    assert kept == {"checkpoint.safetensors", "history.csv"}
+    model = place(new_model(**architecture), CPU)
+    optimizer = new_optimizer(model)
+    everything = everything_trained(model, optimizer)
+    assert len(everything) == 4 * len(list(model.parameters()))
+    steps, saved = [], {}
+    for step in train_steps(model, optimizer, batches.ahead(1, 8, 0), **settings):
+        steps.append(step)
+        if step.step == 4:
+            saved = {name: tensor.contiguous().clone() for name, tensor in everything.items()}
+
+    torch.manual_seed(99)
+    other = place(GaitGL(GaitGLConfig(channels=CHANNELS, **architecture)), CPU)
+    other_optimizer = new_optimizer(other)
+    restored = everything_trained(other, other_optimizer)
+    for name, tensor in restored.items():
+        tensor.copy_(saved[name])
+    later = train_steps(other, other_optimizer, batches.ahead(5, 8, 0), first_step=5, **settings)
+    # compared as text: p is NaN without GeM
+    assert list(map(repr, later)) == list(map(repr, steps[4:]))
+    assert all(torch.equal(restored[name], everything[name]) for name in everything)
 
 
-def test_files_depend_on_settings_and_inputs_alone(
-    stores: Stores, project: Project, tracking_store: Path, tmp_path: Path
+def test_moments_made_beforehand_are_those_that_adam_makes_itself(
+    batches: TrainingBatches,
 ) -> None:
-    written = []
-    for name, changes in (
-        ("one", {}),
-        ("two", {"runtime.workers": 2, "runtime.log_every": 7, "runtime.experiment": "other"}),
-        ("seed", {"seed": 1}),
-        ("lr", {"pretrain.lr": 0.01}),
+    batch = batches.batch(1)
+    ours, plain = place(new_model(), CPU), place(new_model(), CPU)
+    for model, optimizer in (
+        (ours, new_optimizer(ours)),
+        (plain, torch.optim.Adam(plain.parameters(), fused=True)),
     ):
-        run(stores, tmp_path / name, Settings.load(project(changes, f"p-{name}") / "params.yaml"))
-        written.append(
-            [
-                (tmp_path / name / file).read_bytes()
-                for file in ("checkpoint.safetensors", "history.csv")
-            ]
-        )
-    assert written[0] == written[1]
-    for other in written[2:]:
-        assert all(a != b for a, b in zip(written[0], other, strict=True))
-
-
-def test_no_steps_write_the_initial_weights(
-    stores: Stores, project: Project, tracking_store: Path, tmp_path: Path
-) -> None:
-    changes = {"pretrain.steps": 0, "pretrain.lr_drops": [], "pretrain.warmup_steps": 0}
-    run(stores, tmp_path / "model", Settings.load(project(changes) / "params.yaml"))
-    _, weights, _ = read_checkpoint(tmp_path / "model" / "checkpoint.safetensors")
-    initial = new_model().state_dict()
-    assert all(torch.equal(weights[name], initial[name]) for name in initial)
-    assert pd.read_csv(tmp_path / "model" / "history.csv").empty
-    assert the_run().data.metrics == {"final_p": 6.5}
-
-
-def test_max_mean_pooling_has_no_p_to_record(
-    stores: Stores, project: Project, tracking_store: Path, tmp_path: Path
-) -> None:
-    settings = Settings.load(project({"model.spatial_pooling": "max_mean"}) / "params.yaml")
-    run(stores, tmp_path / "model", settings)
-    metrics = the_run().data.metrics
-    assert "loss" in metrics
-    assert not {"p", "final_p"} & set(metrics)
-    assert read_checkpoint(tmp_path / "model" / "checkpoint.safetensors")[2]["p"] is None
-
-
-def test_weights_that_are_not_finite_stop_the_stage_and_fail_its_run(
-    stores: Stores, project: Project, tracking_store: Path, tmp_path: Path
-) -> None:
-    weights = new_model().state_dict()
-    weights["first_conv.weight"][0] = torch.nan
-    with pytest.raises(PipelineError, match="the loss of step 1 is nan"):
-        run(stores, tmp_path / "model", Settings.load(project() / "params.yaml"), weights)
-    assert the_run().info.status == "FAILED"
-    assert list((tmp_path / "model").iterdir()) == []
-
-
-def test_a_split_too_small_for_p_is_an_error_that_names_the_stage(
-    stores: Stores, project: Project, tmp_path: Path
-) -> None:
-    settings = Settings.load(project({"pretrain.subjects_per_batch": 7}) / "params.yaml")
-    with pytest.raises(PipelineError, match="pretrain cannot start: a batch needs 7 subjects"):
-        run(stores, tmp_path / "model", settings)
-
-
-def test_long_trainings_keep_about_a_thousand_points(
-    stores: Stores,
-    project: Project,
-    tracking_store: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("pipeline.training.HISTORY_POINTS", 3)
-    settings = Settings.load(project({"pretrain.steps": 8}) / "params.yaml")
-    run(stores, tmp_path / "model", settings)
-    history = pd.read_csv(tmp_path / "model" / "history.csv")
-    assert history["step"].tolist() == [1, 3, 6, 8]
-    run_ids = json.loads((tracking_store / "runs" / "run_ids.json").read_text(encoding="utf-8"))
-    assert run_ids == {sha256(tmp_path / "model" / "checkpoint.safetensors"): the_run().info.run_id}
+        settings: dict[str, Any] = {
+            "lr": 1e-2,
+            "warmup_steps": 0,
+            "lr_drops": [],
+            "margin": 0.2,
+            "precision": "float32",
+        }
+        list(train_steps(model, optimizer, [batch] * 4, device=CPU, **settings))
+    assert all(
+        torch.equal(a, b) for a, b in zip(ours.parameters(), plain.parameters(), strict=True)
+    )
