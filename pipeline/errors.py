@@ -9,8 +9,19 @@ class PipelineError(Exception):
     """What was expected, what came, where, and what to do. Shown without a traceback."""
 
 
+class Stopped(Exception):
+    """A signal or the end of DVC stopped the work; what is done is kept."""
+
+    def __init__(self, message: str, exit_status: int) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
+
+
 def run_stage(main: Callable[[], None]) -> None:
-    """Run a stage's ``main``; a PipelineError becomes one screen of text and exit status 1."""
+    """Run a stage's ``main``; a PipelineError becomes one screen of text and exit status 1.
+
+    Stopped becomes a line of text and the exit status that it carries.
+    """
     try:
         main()
     except PipelineError as error:
@@ -22,6 +33,10 @@ def run_stage(main: Callable[[], None]) -> None:
             raise
         sys.stderr.write(f"\nerror: the disk is full: {error}; free some room and start again\n")
         sys.exit(1)
+    except Stopped as stopped:
+        sys.stdout.flush()
+        sys.stderr.write(f"\nstopped: {stopped}\n")
+        sys.exit(stopped.exit_status)
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted\n")
         sys.exit(130)
