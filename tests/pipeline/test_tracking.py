@@ -570,6 +570,24 @@ def test_a_slow_server_does_not_slow_the_work(
     assert run_id_of("abc") == run.run_id
 
 
+def test_a_store_that_never_answers_does_not_keep_the_process(
+    tracking_store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tracking, "LAST_WAIT_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with tracked() as run:
+            run.log(1, {"loss": 0.5})
+            caller, _ = silent.accept()
+        assert run._sender._thread.is_alive()
+        assert run._sender._thread.daemon
+        assert "1 metrics and the rest wait in" in capsys.readouterr().err
+        with pytest.raises(PipelineError):  # as long as the thread may write there
+            open_record(run._record.folder)
+        caller.close()
+    run._sender._thread.join()
+
+
 def test_a_run_deleted_by_its_user_stops_nothing(
     tracking_store: Path, capsys: pytest.CaptureFixture[str], impatient: None
 ) -> None:
