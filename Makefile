@@ -1,6 +1,7 @@
 # make repro   the whole pipeline: walkers → archives → catalogue → silhouettes → training → tables and runs
 # make test    the tests            make lint    ruff and mypy            make ui    the MLflow UI
 # make soak    the long tests: trainings killed again and again
+# make sync-runs   to MLflow with what it has not got: the server was down, or a stage was killed
 # make lock    renew requirements.lock from pyproject.toml
 # Each sets up .venv by itself. PYTHON=python3.12 chooses the interpreter, ARGS="--dry" is passed on.
 
@@ -16,7 +17,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: repro test soak lint ui lock setup
+.PHONY: repro test soak lint ui sync-runs lock setup
 
 # dvc 3.67 cannot dry-run a stage whose inputs are not made yet; before the first run all are due
 DRY := $(findstring --dry,$(ARGS))
@@ -41,6 +42,9 @@ ui: $(READY)
 	  http*) echo "MLFLOW_TRACKING_URI names a server: open its address in a browser" ;; \
 	  *) MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --port $(PORT) \
 	       --workers 1 --backend-store-uri "$$store" $(ARGS) ;; esac
+
+sync-runs: $(READY)
+	@python -m pipeline.sync_runs
 
 setup: $(READY)
 

@@ -10,7 +10,7 @@ class PipelineError(Exception):
 
 
 class Stopped(Exception):
-    """A signal, or the end of DVC, stopped the work; what is done is kept."""
+    """A signal or the end of DVC stopped the work; what is done is kept."""
 
     def __init__(self, message: str, exit_status: int) -> None:
         super().__init__(message)
@@ -18,22 +18,25 @@ class Stopped(Exception):
 
 
 def run_stage(main: Callable[[], None]) -> None:
-    """Run a stage's ``main``; a PipelineError becomes one screen of text and exit status 1."""
+    """Run a stage's ``main``; a PipelineError becomes one screen of text and exit status 1.
+
+    Stopped becomes a line of text and the exit status that it carries.
+    """
     try:
         main()
     except PipelineError as error:
         sys.stdout.flush()
         sys.stderr.write(f"\nerror: {error}\n")
         sys.exit(1)
-    except Stopped as stop:
-        sys.stdout.flush()
-        sys.stderr.write(f"\nstopped: {stop}\n")
-        sys.exit(stop.exit_status)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         sys.stderr.write(f"\nerror: the disk is full: {error}; free some room and start again\n")
         sys.exit(1)
+    except Stopped as stopped:
+        sys.stdout.flush()
+        sys.stderr.write(f"\nstopped: {stopped}\n")
+        sys.exit(stopped.exit_status)
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted\n")
         sys.exit(130)

@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.errors import PipelineError, listing, run_stage
+from pipeline.errors import PipelineError, Stopped, listing, run_stage
 
 
 def test_a_pipeline_error_is_text_and_status_1(capsys: pytest.CaptureFixture[str]) -> None:
@@ -24,6 +24,17 @@ def test_an_interrupt_is_status_130(capsys: pytest.CaptureFixture[str]) -> None:
         run_stage(main)
     assert raised.value.code == 130
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_stopped_work_says_so_and_keeps_its_status(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise Stopped("SIGTERM at step 40; start again to go on from there", 143)
+
+    with pytest.raises(SystemExit) as raised:
+        run_stage(main)
+    assert raised.value.code == 143
+    error = capsys.readouterr().err
+    assert error == "\nstopped: SIGTERM at step 40; start again to go on from there\n"
 
 
 def test_faults_of_the_program_keep_their_traceback() -> None:

@@ -22,6 +22,7 @@ PLUMBING = {
     "pipeline/run_record.py",
     "pipeline/settings.py",
     "pipeline/stopping.py",
+    "pipeline/sync_runs.py",
     "pipeline/tracking.py",
     "pipeline/training_state.py",
     "pipeline/validation.py",

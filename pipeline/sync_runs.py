@@ -1,0 +1,78 @@
+"""Sends what MLflow has not got of past runs: ``python -m pipeline.sync_runs``."""
+
+from pathlib import Path
+from typing import Any
+
+from pipeline import tracking
+from pipeline.errors import PipelineError, listing, run_stage
+from pipeline.run_record import (
+    KILLED,
+    Record,
+    RecordInUse,
+    open_record,
+    remove_folder,
+    start_ms,
+)
+
+
+def main() -> None:
+    folders = sorted(tracking.record_folders(), key=start_ms)
+    if not folders:
+        print("no run waits to be sent to MLflow")
+        return
+    client = None
+    not_taken = []
+    for folder in folders:
+        try:
+            record = open_record(folder)
+        except RecordInUse:
+            print(f"{folder}: skipped, its stage is at work and sends by itself")
+            continue
+        if record is None:  # delivered and removed by its stage just now
+            continue
+        try:
+            client = client or tracking.open_store(tracking.tracking_uri())
+            print(_send(record, client))
+        except tracking.store_errors() as error:
+            if not tracking.refused(error):
+                raise PipelineError(
+                    "the MLflow store (MLFLOW_TRACKING_URI) does not answer: "
+                    f"{tracking.reason(error)}\nNothing is lost: what is not sent stays in "
+                    f"{tracking.RUN_IDS.parent}. Run make sync-runs again when the store is back."
+                ) from None
+            not_taken.append(f"{folder}: {tracking.reason(error)}")
+        finally:
+            record.release()
+    if not_taken:
+        raise PipelineError(
+            f"the MLflow store refuses {len(not_taken)} of the runs:\n{listing(not_taken)}\n"
+            "Restore what is missing there, or delete the folder to give the run up."
+        )
+
+
+def _send(record: Record, client: Any) -> str:
+    """Deliver one record, and remove it if its run will not go on; says what became of it."""
+    if record.end is None and not record.run.resumable:
+        record.finish(KILLED, _last_written_ms(record.folder))  # nobody else will end it
+    metrics = record.count_unsent()
+    complete = record.delivered()
+    tracking.deliver(record, client)
+    sent = "nothing new" if complete else f"sent, {metrics} metrics"
+    end = record.end
+    if record.over():
+        remove_folder(record.folder)
+        kept = ""
+    elif end is None:
+        kept = "; its stage was killed: kept, so that it can go on"
+    else:
+        kept = "; kept, so that its stage can go on"
+    status = "" if end is None else f", {end.status}"
+    return f"{record.run.name} ({record.folder}): {sent}{status}{kept}"
+
+
+def _last_written_ms(folder: Path) -> int:
+    return int((folder / "metrics.jsonl").stat().st_mtime * 1000)
+
+
+if __name__ == "__main__":
+    run_stage(main)
