@@ -15,6 +15,9 @@ SHELLS = {"sh", "dash", "bash", "zsh", "fish", "ksh", "busybox"}
 ADOPTERS = {"systemd", "init", "launchd", "tini", "dumb-init", "docker-init", "catatonit"}
 """Who becomes the parent of a process whose own has ended; elsewhere it is process 1."""
 
+STARTERS = ("dvc", "torchrun", "torch.distributed.run", "stages.")
+"""What the command of a process 1 that starts stages itself, as in a container, has in it."""
+
 POLL_S = 1.0
 
 
@@ -85,8 +88,10 @@ def _starter_of(process: psutil.Process) -> psutil.Process | None:
     for parent in process.parents():
         if parent.name() in SHELLS:
             continue
-        adopted = parent.name() in ADOPTERS or parent.pid == 1
-        return None if adopted and "dvc" not in " ".join(parent.cmdline()) else parent
+        if parent.name() not in ADOPTERS and parent.pid != 1:
+            return parent
+        words = [os.path.basename(word) for word in parent.cmdline()]
+        return parent if any(word.startswith(STARTERS) for word in words) else None
     return None
 
 
