@@ -1,22 +1,18 @@
-"""Real processes and real signals; a child that is forgotten ends itself by SIGALRM."""
-
 import os
 import shlex
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import psutil
 import pytest
 
 from pipeline.stopping import is_orphan, stopped_with_starter
+from tests.child_processes import STARTER, Child, child, python
 
-ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 60.0
 
 STAGE = """
@@ -59,65 +55,16 @@ with stopped_with_starter():
         signal.pause()
 """
 
-STARTER = "import signal, subprocess, sys; signal.alarm(60); subprocess.run(sys.argv[1:])"
-"""Waits for what it starts, as DVC does; what it starts has its standard input and output."""
-
 GONE = "the end of the process that started it 143"
 
 
-class Started:
-    """A process that answers each line it is sent; it prints the number of the answering one."""
-
-    def __init__(self, *command: str, **environment: str) -> None:
-        clean = {k: v for k, v in os.environ.items() if not k.startswith(("DVC", "TORCHELASTIC"))}
-        self.process = subprocess.Popen(
-            command,
-            env={**clean, "PYTHONPATH": str(ROOT), **environment},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=1,
-            text=True,
-            start_new_session=True,
-        )
-        self.pid = int(self.answer())
-
-    def answer(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().rstrip()
-
-    def ask(self, line: str) -> str:
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{line}\n")
-        return self.answer()
-
-    def kill(self) -> None:
-        """Kill the process started first, and return once it is gone."""
-        self.process.kill()
-        self.process.wait()
-
-    def end(self) -> None:
-        self.kill()
-        with self.process:  # closes the pipes, at whose end the answering one ends, too
-            pass
-
-
-Start = Callable[..., Started]
+Start = Callable[..., Child]
 
 
 @pytest.fixture
 def start() -> Iterator[Start]:
     with ExitStack() as stack:
-
-        def started(*command: str, **environment: str) -> Started:
-            process = Started(*command, **environment)
-            stack.callback(process.end)
-            return process
-
-        yield started
-
-
-def python(script: str, *arguments: str) -> tuple[str, ...]:
-    return (sys.executable, "-c", script, *arguments)
+        yield lambda *command, **changes: stack.enter_context(child(*command, **changes))
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
