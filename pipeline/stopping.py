@@ -69,10 +69,15 @@ def starter() -> Callable[[], bool]:
 
     Always true where this process was started by hand: that one may outlive its terminal.
     """
-    if "DVC_STAGE" not in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ:
+    if started_by_hand():
         return lambda: True
     process = _starter_of(psutil.Process())
     return lambda: process is not None and _lives(process)
+
+
+def started_by_hand() -> bool:
+    """Whether neither DVC nor torchrun waits for this process."""
+    return "DVC_STAGE" not in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
 
 
 def is_orphan(pid: int) -> bool:

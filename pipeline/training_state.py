@@ -30,7 +30,7 @@ from torch import Tensor
 from pipeline.errors import PipelineError
 from pipeline.files import fingerprint, new_folder, sha256, write_bytes, write_json
 from pipeline.settings import read_yaml
-from pipeline.stopping import is_orphan
+from pipeline.stopping import is_orphan, started_by_hand
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = Path("runs")
@@ -88,7 +88,7 @@ class TrainingState:
             ) from None
         try:
             this = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}
-            write_json(holder, this)
+            write_json(holder, {**this, "by_hand": started_by_hand()})
             write_json(self.folder / "what.json", self._identity)
             yield
         finally:
@@ -218,7 +218,9 @@ def _is_stopping(path: Path) -> bool:
         holder = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         return False
-    return holder["host"] == socket.gethostname() and is_orphan(holder["pid"])
+    if holder.get("by_hand", True) or holder["host"] != socket.gethostname():
+        return False
+    return is_orphan(holder["pid"])
 
 
 def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
