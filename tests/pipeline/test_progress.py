@@ -74,8 +74,7 @@ def test_what_an_earlier_process_did_counts_as_done_but_not_for_the_rate(
         shown.advance(100)
     idle, busy = capsys.readouterr().err.splitlines()
     assert idle == "reading: 900/1000 frames (90 %), 0.0/s, 0 s left"
-    matched = re.fullmatch(r"reading: 700/1000 frames \(70 %\), ([\d.]+)/s, (\d+) s left", busy)
-    assert matched
+    assert busy.startswith("reading: 700/1000 frames (70 %), ")
 
 
 def test_a_bar_starts_where_an_earlier_process_left_it(
