@@ -338,11 +338,18 @@ def test_a_process_killed_for_want_of_memory_is_named_and_the_other_stopped(
     assert gone(ranks(tmp_path))
 
 
-def test_nohup_holds_for_all_processes_and_sigterm_stops_them(stage: Stage, tmp_path: Path) -> None:
-    with child("nohup", *stage("pass"), cwd=tmp_path) as stopped:
-        pids = ranks(tmp_path)
-        for pid in (*pids, stopped.pid):
+def test_nohup_holds_for_all_processes(stage: Stage, tmp_path: Path) -> None:
+    ends_when_told = "while not Path('go').exists(): time.sleep(0.01)\nsys.exit(7)"
+    with child("nohup", *stage(ends_when_told), cwd=tmp_path) as hung_up:
+        for pid in (*ranks(tmp_path), hung_up.pid):
             os.kill(pid, signal.SIGHUP)
+        (tmp_path / "go").touch()
+        assert hung_up.process.wait(DEADLINE_S) == 7
+
+
+def test_a_signal_stops_all_processes_and_is_the_exit_status(stage: Stage, tmp_path: Path) -> None:
+    with child(*stage("pass"), cwd=tmp_path) as stopped:
+        pids = ranks(tmp_path)
         os.kill(stopped.pid, signal.SIGTERM)
         assert stopped.process.wait(DEADLINE_S) == 128 + signal.SIGTERM
     assert gone(pids)
