@@ -6,6 +6,7 @@ the loss of the whole batch. Process 0 alone writes files and records runs.
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.processes import worker_count
-from pipeline.stopping import stopped_with_starter
+from pipeline.stopping import SIGNALS, stopped_with_starter
 
 TIMEOUT = timedelta(minutes=10)
 """A process that dies is noticed at once; a machine that loses its power, after this."""
@@ -120,6 +121,8 @@ def spread(processes: int) -> None:
     if _launched() or (processes == 1 and "PET_NNODES" not in os.environ):
         return
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, worker_count(-1) // processes)))
+    signals = (s for s in (*SIGNALS, signal.SIGQUIT) if signal.getsignal(s) != signal.SIG_IGN)
+    os.environ.setdefault("PET_SIGNALS_TO_HANDLE", ",".join(s.name for s in signals))
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import get_args_parser, run

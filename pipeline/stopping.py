@@ -15,6 +15,9 @@ SHELLS = {"sh", "dash", "bash", "zsh", "fish", "ksh", "busybox"}
 ADOPTERS = {"systemd", "init", "launchd", "tini", "dumb-init", "docker-init", "catatonit"}
 """Who becomes the parent of a process whose own has ended; elsewhere it is process 1."""
 
+STARTERS = ("dvc", "torchrun", "torch.distributed.run", "stages.")
+"""What the command of a process 1 that starts stages itself, as in a container, has in it."""
+
 POLL_S = 1.0
 
 
@@ -66,10 +69,15 @@ def starter() -> Callable[[], bool]:
 
     Always true where this process was started by hand: that one may outlive its terminal.
     """
-    if "DVC_STAGE" not in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ:
+    if started_by_hand():
         return lambda: True
     process = _starter_of(psutil.Process())
     return lambda: process is not None and _lives(process)
+
+
+def started_by_hand() -> bool:
+    """Whether neither DVC nor torchrun waits for this process."""
+    return "DVC_STAGE" not in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
 
 
 def is_orphan(pid: int) -> bool:
@@ -85,8 +93,10 @@ def _starter_of(process: psutil.Process) -> psutil.Process | None:
     for parent in process.parents():
         if parent.name() in SHELLS:
             continue
-        adopted = parent.name() in ADOPTERS or parent.pid == 1
-        return None if adopted and "dvc" not in " ".join(parent.cmdline()) else parent
+        if parent.name() not in ADOPTERS and parent.pid != 1:
+            return parent
+        words = [os.path.basename(word) for word in parent.cmdline()]
+        return parent if any(word.startswith(STARTERS) for word in words) else None
     return None
 
 

@@ -30,7 +30,7 @@ from torch import Tensor
 from pipeline.errors import PipelineError
 from pipeline.files import fingerprint, new_folder, sha256, write_bytes, write_json
 from pipeline.settings import read_yaml
-from pipeline.stopping import is_orphan
+from pipeline.stopping import is_orphan, started_by_hand
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = Path("runs")
@@ -88,7 +88,7 @@ class TrainingState:
             ) from None
         try:
             this = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}
-            write_json(holder, this)
+            write_json(holder, {**this, "by_hand": started_by_hand()})
             write_json(self.folder / "what.json", self._identity)
             yield
         finally:
@@ -99,8 +99,9 @@ class TrainingState:
 
         PipelineError where the disk does not take it: the states there are whole still.
         """
-        notes = {**notes, "format": FORMAT, "step": step, "digest": _digest(tensors)}
-        content = safetensors.torch.save(tensors, {"gaitgl": json.dumps(notes)})
+        text = json.dumps({**notes, "format": FORMAT, "step": step})
+        header = {"gaitgl": text, "digest": _digest(text, tensors)}
+        content = safetensors.torch.save(tensors, header)
         try:
             write_bytes(self.folder / f"step-{step:09}.safetensors", content)
         except OSError as error:
@@ -174,18 +175,22 @@ class TrainingState:
 def _read(path: Path) -> SavedState:
     """A state file's content; ValueError where it is not as it was written."""
     with safe_open(path, framework="pt") as file:
-        notes = json.loads((file.metadata() or {})["gaitgl"])
+        header = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if notes["format"] != FORMAT or notes["digest"] != _digest(tensors):
+    if header["digest"] != _digest(header["gaitgl"], tensors):
         raise ValueError("its content is not what was written")
+    notes = json.loads(header["gaitgl"])
+    if notes["format"] != FORMAT:
+        raise ValueError(f"its format is {notes['format']}")
     return SavedState(notes["step"], tensors, notes)
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _digest(text: str, tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].numpy().tobytes())
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -213,7 +218,9 @@ def _is_stopping(path: Path) -> bool:
         holder = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         return False
-    return holder["host"] == socket.gethostname() and is_orphan(holder["pid"])
+    if holder.get("by_hand", True) or holder["host"] != socket.gethostname():
+        return False
+    return is_orphan(holder["pid"])
 
 
 def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -2,11 +2,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from gaitgl.sampling import PKSampler
-from pipeline.batches import TrainingBatch, TrainingBatches
+from pipeline.batches import TrainingBatch, TrainingBatches, held_out
+from pipeline.distributed import World
 from pipeline.settings import Dataset
 from pipeline.silhouette_store import Silhouettes, SilhouetteStore
 
@@ -95,3 +97,78 @@ def test_too_few_training_subjects_are_an_error(stores: dict[Dataset, Silhouette
     TrainingBatches(stores["oumvlp"], 6, 2, 4, seed=0)
     with pytest.raises(ValueError, match="needs 7 subjects, but the training set has 6"):
         TrainingBatches(stores["oumvlp"], 7, 2, 4, seed=0)
+
+
+def index_of(**splits: list[str]) -> pd.DataFrame:
+    """An index of two sequences of each subject, in no order."""
+    rows = [(subject, split) for split, subjects in splits.items() for subject in subjects]
+    return pd.DataFrame(rows * 2, columns=["subject", "split"]).sample(frac=1, random_state=0)
+
+
+def test_validation_takes_the_val_split_first_then_training_subjects_evenly() -> None:
+    training = [f"{number:03}" for number in range(1, 12)]
+    index = index_of(train=training, val=["102", "101", "103"], test=["200", "201"])
+    assert held_out(index, 0) == []
+    assert held_out(index, 2) == ["101", "102"]
+    assert held_out(index, 3) == ["101", "102", "103"]
+    assert held_out(index, 4) == ["101", "102", "103", "001"]
+    assert held_out(index, 6) == ["101", "102", "103", "001", "006", "011"]
+    assert held_out(index, 14) == ["101", "102", "103", *training]
+    assert held_out(index, 99) == ["101", "102", "103", *training]
+
+
+@pytest.mark.parametrize("n", [2, 3, 7, 50])
+def test_as_many_subjects_are_held_out_as_asked(n: int) -> None:
+    training = [f"{number:03}" for number in range(n)]
+    index = index_of(train=training, test=["900"])
+    for subjects in range(1, n + 1):
+        numbers = [int(subject) for subject in held_out(index, subjects)]
+        assert len(set(numbers)) == subjects
+        gaps = np.diff(numbers)
+        assert len(gaps) == 0 or gaps.max() - gaps.min() <= 1
+        assert subjects == 1 or (numbers[0], numbers[-1]) == (0, n - 1)
+
+
+def test_held_out_subjects_are_never_trained_on(
+    tmp_path: Path, write_store: Callable[[Path, list[Row]], SilhouetteStore]
+) -> None:
+    rows = [
+        (f"{s:05}", f"{q:02}", "000", split, np.full((4, 64, 44), s, np.uint8))
+        for s, split in ((1, "train"), (2, "train"), (3, "train"), (4, "train"), (5, "val"))
+        for q in range(2)
+    ]
+    store = write_store(tmp_path, rows)
+    for subjects, trained in ((0, {1, 2, 3, 4}), (1, {1, 2, 3, 4}), (2, {2, 3, 4}), (3, {2, 3})):
+        batches = TrainingBatches(store, 2, 2, 4, seed=0, validation_subjects=subjects)
+        seen = {int(s) for step in range(1, 20) for s in batches.batch(step).silhouettes.unique()}
+        assert seen == trained
+        labels = {int(s) for step in range(1, 20) for s in batches.batch(step).labels}
+        assert labels == set(range(len(trained)))
+    with pytest.raises(ValueError, match="needs 2 subjects, but the training set has 1"):
+        TrainingBatches(store, 2, 2, 4, seed=0, validation_subjects=4)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 6])
+def test_the_shares_of_all_processes_are_the_batch(
+    batches: TrainingBatches, stores: dict[Dataset, SilhouetteStore], size: int
+) -> None:
+    whole = batches.batch(3)
+    shares = [
+        TrainingBatches(stores["oumvlp"], 3, 2, 4, seed=5, world=World(rank, size)).batch(3)
+        for rank in range(size)
+    ]
+    assert torch.equal(torch.cat([share.silhouettes for share in shares]), whole.silhouettes)
+    assert all(torch.equal(share.labels, whole.labels) for share in shares)
+
+
+def test_the_sequences_of_a_batch_can_be_named(
+    batches: TrainingBatches, stores: dict[Dataset, SilhouetteStore]
+) -> None:
+    store, batch, named = stores["oumvlp"], batches.batch(4), batches.sequences(4)
+    assert list(named.columns) == ["dataset", "subject", "sequence", "view", "first_frame"]
+    assert len(named) == len(batch.silhouettes)
+    key = ["subject", "sequence", "view"]
+    numbers = {tuple(row): i for i, row in enumerate(store.index[key].to_numpy())}
+    for i, row in enumerate(named.itertuples()):
+        frames = store.read(numbers[row.subject, row.sequence, row.view])
+        np.testing.assert_array_equal(batch.silhouettes[i, 0, 0], frames[row.first_frame])

@@ -21,6 +21,31 @@ def test_a_missing_gpu_names_the_setting() -> None:
         choose_device("cuda")
 
 
+def test_processes_of_torchruns_share_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert choose_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU where there is none")
+def test_processes_without_a_gpu_get_the_cpu_or_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert choose_device("auto") == torch.device("cpu")
+    with pytest.raises(PipelineError, match=r"runtime\.device is cuda, but torch finds no GPU"):
+        choose_device("cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_each_process_gets_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = torch.cuda.device_count()
+    assert choose_device("cuda") == torch.device("cuda")
+    for number in range(gpus):
+        monkeypatch.setenv("LOCAL_RANK", str(number))
+        assert choose_device("auto") == torch.device("cuda", number)
+    monkeypatch.setenv("LOCAL_RANK", str(gpus))
+    with pytest.raises(PipelineError, match=rf"Lower runtime\.processes to {gpus}, or set"):
+        choose_device("auto")
+
+
 def test_precision_chooses_the_arithmetic() -> None:
     linear = torch.nn.Linear(2, 2)
     for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +13,31 @@ from pipeline.embedding import embed
 from pipeline.errors import PipelineError
 from pipeline.settings import Dataset
 from pipeline.silhouette_store import Silhouettes, SilhouetteStore
+from tests.child_processes import environment
 
 Row = tuple[str, str, str, str, Silhouettes]
 CPU = torch.device("cpu")
+
+TOGETHER = """
+import sys
+from pathlib import Path
+import numpy as np, torch
+from gaitgl.model import GaitGL, GaitGLConfig
+from pipeline import embedding
+from pipeline.distributed import joined
+from pipeline.silhouette_store import SilhouetteStore
+
+store, folder = SilhouetteStore(Path(sys.argv[1])), Path(sys.argv[2])
+torch.manual_seed(1)
+model = GaitGL(GaitGLConfig(channels=(2, 2, 4, 4, 4, 6)))
+embedding.FRAMES_PER_BATCH["cpu"] = 16
+cpu = torch.device("cpu")
+with joined(cpu) as world:
+    for name in ("many", "one"):
+        numbers = np.load(folder / f"{name}.npy")
+        found = embedding.embed(model, store, numbers, "float32", cpu, world)
+        np.save(folder / f"{name}-{world.rank}.npy", found)
+"""
 
 
 @pytest.fixture
@@ -47,6 +71,41 @@ def test_batches_of_equal_length_equal_one_by_one(
     assert got.dtype == np.float32
     assert got.shape == (len(numbers), 6, 64)
     np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_two_processes_give_the_bytes_of_one(
+    model: GaitGL,
+    stores: dict[Dataset, SilhouetteStore],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = stores["oumvlp"]
+    numbers = {"many": np.arange(len(store.index))[::-1][:13].copy(), "one": np.array([2])}
+    for name, chosen in numbers.items():
+        np.save(tmp_path / f"{name}.npy", chosen)
+    (tmp_path / "work.py").write_text(TOGETHER, encoding="utf-8")
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
+    done = subprocess.run(
+        [*torchrun, tmp_path / "work.py", store.folder, tmp_path],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("embedding: 13/13 sequences (100 %)") == 1  # the leader alone speaks
+
+    monkeypatch.setitem(embedding.FRAMES_PER_BATCH, "cpu", 16)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        alone = {name: embed(model, store, n, "float32", CPU) for name, n in numbers.items()}
+    finally:
+        torch.set_num_threads(threads)
+    for name, expected in alone.items():
+        assert np.load(tmp_path / f"{name}-0.npy").tobytes() == expected.tobytes()
+        assert np.load(tmp_path / f"{name}-1.npy").size == 0
 
 
 def test_sequences_shorter_than_the_temporal_kernel_are_embedded(

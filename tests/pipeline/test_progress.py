@@ -63,3 +63,37 @@ def test_a_terminal_gets_a_bar(
     assert "\r" in error
     assert "2/2" in error
     assert "p 6.5" in error
+
+
+def test_what_an_earlier_process_did_counts_as_done_but_not_for_the_rate(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with Progress("reading", 1000, "frames", done=900):
+        pass
+    with Progress("reading", 1000, "frames", done=600) as shown:
+        shown.advance(100)
+    idle, busy = capsys.readouterr().err.splitlines()
+    assert idle == "reading: 900/1000 frames (90 %), 0.0/s, 0 s left"
+    assert busy.startswith("reading: 700/1000 frames (70 %), ")
+
+
+def test_a_bar_starts_where_an_earlier_process_left_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with Progress("reading", 8, "frames", done=6) as shown:
+        shown.advance(1)
+    error = capsys.readouterr().err
+    assert "6/8" in error
+    assert "7/8" in error
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_is_not_shown_says_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
+    with Progress("reading", 2, "frames", shown=False) as shown:
+        shown.advance(2, note="loss 0.1")
+    assert capsys.readouterr() == ("", "")

@@ -1,3 +1,4 @@
+import itertools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.errors import PipelineError
-from pipeline.settings import Settings, read_yaml
+from pipeline.settings import Settings, batch_problem, read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO, PAPER = ROOT / "params.yaml", ROOT / "profiles" / "paper.yaml"
@@ -92,6 +93,15 @@ def test_paper_profile_has_the_papers_numbers() -> None:
         ("data.casia_e.split", None, "data.casia_e.split: must be 'release' or 'opengait', not"),
         ("data.casia_e.root", "", "data.casia_e.root: "),
         ("pretrain", None, "pretrain: must be a valid dictionary"),
+        ("pretrain.validation_subjects", -1, "pretrain.validation_subjects: must be greater than"),
+        ("finetune.validate_every", -1, "finetune.validate_every: must be greater than or equal"),
+        ("finetune.validate_every", 2.0, "finetune.validate_every: must be a valid integer, not"),
+        ("runtime.processes", 0, "runtime.processes: must be greater than 0, not 0"),
+        ("runtime.processes", -1, "runtime.processes: must be greater than 0, not -1"),
+        ("runtime.checkpoint_every", 0, "runtime.checkpoint_every: must be greater than 0, not 0"),
+        ("runtime.stop_after_idle_steps", -1, "runtime.stop_after_idle_steps: must be greater "),
+        ("runtime.profile", 1, "runtime.profile: must be a valid boolean, not 1"),
+        ("runtime.profile", "yes", "runtime.profile: must be a valid boolean, not 'yes'"),
     ],
 )
 def test_one_wrong_leaf_is_one_problem_with_its_full_key(
@@ -116,6 +126,55 @@ def test_impossible_combinations_are_named_with_both_keys(
     change_leaf(params, "finetune.lr_drops", [])
     change_leaf(params, "finetune.warmup_steps", 601)
     assert problems_of(params) == ["finetune.warmup_steps: 601 is past finetune.steps = 600"]
+
+
+@pytest.mark.parametrize("subjects", [0, 1])
+def test_validation_without_subjects_is_a_problem(
+    params: Path, change_leaf: Change, subjects: int
+) -> None:
+    change_leaf(params, "finetune.validation_subjects", subjects)
+    Settings.load(params)
+    change_leaf(params, "finetune.validate_every", 50)
+    assert problems_of(params) == [
+        f"finetune.validation_subjects: {subjects}, but validation every 50 steps needs at least 2"
+    ]
+    change_leaf(params, "finetune.validation_subjects", 2)
+    assert Settings.load(params).finetune.validate_every == 50
+
+
+def test_a_batch_that_does_not_divide_among_processes_is_a_problem(
+    params: Path, change_leaf: Change
+) -> None:
+    for leaf, value in (("subjects_per_batch", 7), ("sequences_per_subject", 6)):
+        change_leaf(params, f"pretrain.{leaf}", value)
+    change_leaf(params, "runtime.processes", 4)  # finetune's 8 x 4 divide
+    assert problems_of(params) == [
+        "pretrain.subjects_per_batch: 7 x 6 = 42 sequences do not divide among 4 processes; "
+        "nearest: 6 or 8 subjects, or 3 or 6 processes"
+    ]
+
+
+def nearest(n: int, good: Callable[[int], bool], least: int, most: int) -> list[int]:
+    """The good numbers next to ``n`` on either side."""
+    below = [m for m in range(least, n) if good(m)]
+    above = [m for m in range(n + 1, most + 1) if good(m)]
+    return below[-1:] + above[:1]
+
+
+def test_the_nearest_sizes_of_a_batch_are_right() -> None:
+    training = Settings.load(DEMO).pretrain
+    for p, k, n in itertools.product(range(2, 14), range(2, 9), range(1, 40)):
+        changed = training.model_copy(update={"subjects_per_batch": p, "sequences_per_subject": k})
+        problem = batch_problem("pretrain", changed, n)
+        if p * k % n == 0:
+            assert problem == ""
+            continue
+        subjects = nearest(p, lambda m: m * k % n == 0, 2, n + p)  # noqa: B023
+        processes = nearest(n, lambda m: p * k % m == 0, 1, p * k)  # noqa: B023
+        assert problem.endswith(
+            f"nearest: {' or '.join(map(str, subjects))} subjects, or "
+            f"{' or '.join(map(str, processes))} processes"
+        ), (p, k, n)
 
 
 def test_a_drop_at_the_last_step_and_no_steps_at_all_are_possible(
