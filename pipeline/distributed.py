@@ -18,10 +18,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.processes import worker_count
-from pipeline.stopping import SIGNALS, stopped_with_starter
+from pipeline.stopping import SIGNALS, STARTED_BY, started_by, stopped_with_starter
 
 TIMEOUT = timedelta(minutes=10)
 """A process that dies is noticed at once; a machine that loses its power, after this."""
+
+SHUTDOWN_S = 50
+"""What a process has for its step, its state and its record, once it is asked to stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,11 @@ class World:
     def leads(self) -> bool:
         """Whether this is the process that writes and records."""
         return self.rank == 0
+
+    @property
+    def beside_leader(self) -> bool:
+        """Whether this process runs on the machine of process 0 (torchrun's node 0)."""
+        return os.environ.get("GROUP_RANK", "0") == "0"
 
     def share(self, n: int) -> slice:
         """The rows of this process, of ``n``; ``size`` must divide ``n``."""
@@ -62,6 +70,15 @@ class World:
         flags = torch.tensor(int(flag))
         dist.all_reduce(flags, dist.ReduceOp.MAX)
         return bool(flags)
+
+    def unlike_leader(self, digest: str) -> list[int]:
+        """The processes whose ``digest`` (of equal length everywhere) is not that of process 0."""
+        if self.size == 1:
+            return []
+        own = torch.tensor(list(digest.encode()), dtype=torch.uint8)
+        digests = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(digests, own)
+        return [rank for rank, other in enumerate(digests) if not torch.equal(other, digests[0])]
 
     def copy_from_leader(self, tensors: list[Tensor]) -> None:
         """Overwrite tensors, of equal shapes everywhere, with those of process 0."""
@@ -100,16 +117,18 @@ def joined(device: torch.device) -> Iterator[World]:
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT
     )
+    rank = dist.get_rank()
     try:
-        yield World(dist.get_rank(), size)
+        yield World(rank, size)
     except RuntimeError as error:
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
         # the process that is gone, or the one that started all of them, says why
-        sys.stderr.write(f"process {dist.get_rank()}: lost another process, so it stops\n")
+        reason = str(error).partition("\n")[0][:200]
+        sys.stderr.write(f"process {rank} lost another process, so it stops: {reason}\n")
         sys.exit(1)
-    finally:
-        dist.destroy_process_group()
+    # only here: while another process waits in NCCL for this one, this would never return
+    dist.destroy_process_group()
 
 
 def spread(processes: int) -> None:
@@ -121,6 +140,7 @@ def spread(processes: int) -> None:
     if _launched() or (processes == 1 and "PET_NNODES" not in os.environ):
         return
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, worker_count(-1) // processes)))
+    os.environ[STARTED_BY] = started_by() or ""
     signals = (s for s in (*SIGNALS, signal.SIGQUIT) if signal.getsignal(s) != signal.SIG_IGN)
     os.environ.setdefault("PET_SIGNALS_TO_HANDLE", ",".join(s.name for s in signals))
     from torch.distributed.elastic.multiprocessing import SignalException
@@ -131,7 +151,8 @@ def spread(processes: int) -> None:
     for part in ("multiprocessing.api", "agent.server.api"):
         logging.getLogger(f"torch.distributed.elastic.{part}").setLevel(logging.CRITICAL)
     stage = sys.modules["__main__"].__spec__.name  # type: ignore[union-attr]  # python -m stages.x
-    arguments = ["--nproc-per-node", str(processes), "--module", stage, *sys.argv[1:]]
+    arguments = ["--nproc-per-node", str(processes), "--shutdown-timeout", str(SHUTDOWN_S)]
+    arguments += ["--module", stage, *sys.argv[1:]]
     try:
         with stopped_with_starter():
             run(get_args_parser().parse_args(arguments))  # type: ignore[no-untyped-call]
@@ -148,6 +169,13 @@ def spread(processes: int) -> None:
             sys.exit(128 - failure.exitcode)
         sys.exit(failure.exitcode)
     sys.exit(0)
+
+
+def workers_of_each_process(workers: int) -> int:
+    """``runtime.workers``, divided among the processes of this machine; 0 stays 0."""
+    here = int(os.environ["LOCAL_WORLD_SIZE"]) if _launched() else 1
+    count = worker_count(workers)
+    return max(1, count // here) if count else 0
 
 
 def _launched() -> bool:

@@ -1,6 +1,7 @@
 """Problems that the user can mend, and how a stage reports them."""
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 
@@ -20,16 +21,21 @@ class Stopped(Exception):
 def run_stage(main: Callable[[], None]) -> None:
     """Run a stage's ``main``; a PipelineError becomes one screen of text and exit status 1.
 
+    Of several processes the first one tells it whole, the others its first line.
+
     Stopped becomes a line of text and the exit status that it carries.
     """
     try:
         main()
     except PipelineError as error:
         sys.stdout.flush()
-        sys.stderr.write(f"\nerror: {error}\n")
+        number = os.environ.get("RANK", "0")  # among the processes that torchrun started
+        first_line = str(error).partition("\n")[0]
+        text = f"\nerror: {error}" if number == "0" else f"error in process {number}: {first_line}"
+        sys.stderr.write(f"{text}\n")
         sys.exit(1)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         sys.stderr.write(f"\nerror: the disk is full: {error}; free some room and start again\n")
         sys.exit(1)

@@ -13,7 +13,7 @@ from typing import Any
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill beside ``path``; it takes that name when the block ends without error."""
+    """A folder to fill beside ``path``; flushed to the disk, it takes that name at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{path.name}-*"):
         shutil.rmtree(left)  # of a process that was killed
@@ -21,9 +21,12 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         beside.chmod(0o755)  # mkdtemp's 0700 would keep colleagues out
         yield beside
+        for part in [*beside.rglob("*"), beside]:
+            _flush(part)
         if path.exists():
             shutil.rmtree(path)
         beside.rename(path)
+        _flush(path.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 

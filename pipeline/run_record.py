@@ -243,14 +243,15 @@ def new_record(folder: Path, run: Run, tags: dict[str, str]) -> Record:
     return Record(folder, lock, run)
 
 
-def open_record(folder: Path) -> Record | None:
-    """The record that was begun in ``folder``, or None where there is none. Raises RecordInUse.
+def open_record(folder: Path, wait_s: float = 0) -> Record | None:
+    """The record that was begun in ``folder``, or None where there is none.
 
-    What a process that was killed has left half written is cut off.
+    What a process that was killed has left half written is cut off. Raises RecordInUse where
+    another process works on it for longer than ``wait_s``.
     """
     if not folder.is_dir():
         return None
-    lock = _locked(folder)
+    lock = _locked(folder, wait_s)
     run = _read(folder / "run.json")
     if run is None:
         lock.release()
@@ -272,11 +273,11 @@ def start_ms(folder: Path) -> int:
     return 0 if run is None else int(run["start_ms"])
 
 
-def _locked(folder: Path) -> FileLock:
+def _locked(folder: Path, wait_s: float = 0) -> FileLock:
     # not a lock of one thread: it is released by whichever of the run's threads ends last
     lock = FileLock(folder / "lock", thread_local=False)
     try:
-        lock.acquire(blocking=False)
+        lock.acquire(timeout=wait_s)
     except Timeout:
         raise RecordInUse(
             f"{folder} is the record of a run that another process is working on.\n"

@@ -11,14 +11,16 @@ from typing import Any, Self
 import psutil
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-SHELLS = {"sh", "dash", "bash", "zsh", "fish", "ksh", "busybox"}
-ADOPTERS = {"systemd", "init", "launchd", "tini", "dumb-init", "docker-init", "catatonit"}
+SHELLS = {"sh", "dash", "bash", "zsh", "fish", "ksh", "csh", "tcsh", "ash", "busybox"}
+ADOPTERS = {"systemd", "init", "launchd", "tini", "dumb-init", "docker-init", "slurmstepd"}
 """Who becomes the parent of a process whose own has ended; elsewhere it is process 1."""
 
 STARTERS = ("dvc", "torchrun", "torch.distributed.run", "stages.")
 """What the command of a process 1 that starts stages itself, as in a container, has in it."""
 
 POLL_S = 1.0
+STARTED_BY = "GAITGL_STARTED_BY"
+"""Environment variable: what `started_by` says in each of several processes."""
 
 
 class StopRequest:
@@ -69,23 +71,35 @@ def starter() -> Callable[[], bool]:
 
     Always true where this process was started by hand: that one may outlive its terminal.
     """
-    if started_by_hand():
+    if _started_by_hand():
         return lambda: True
     process = _starter_of(psutil.Process())
     return lambda: process is not None and _lives(process)
 
 
-def started_by_hand() -> bool:
-    """Whether neither DVC nor torchrun waits for this process."""
-    return "DVC_STAGE" not in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
+def started_by() -> str | None:
+    """The process whose end will stop this one: for `has_ended`, also asked by other processes.
+
+    None where this one was started by hand. Of several processes: whoever started all of them.
+    """
+    if STARTED_BY in os.environ:
+        return os.environ[STARTED_BY] or None
+    process = None if _started_by_hand() else _starter_of(psutil.Process())
+    return None if process is None else f"{process.pid} {process.create_time()}"
 
 
-def is_orphan(pid: int) -> bool:
-    """Whether the process that started process ``pid`` has ended, or ``pid`` itself."""
+def has_ended(identity: str) -> bool:
+    """Whether a process of this machine that `started_by` has named lives no more."""
+    pid, created = identity.split()
     try:
-        return _starter_of(psutil.Process(pid)) is None
+        process = psutil.Process(int(pid))
     except psutil.NoSuchProcess:
         return True
+    return process.create_time() != float(created) or not _lives(process)
+
+
+def _started_by_hand() -> bool:
+    return "DVC_STAGE" not in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
 
 
 def _starter_of(process: psutil.Process) -> psutil.Process | None:

@@ -52,22 +52,19 @@ def main() -> None:
 
 def _send(record: Record, client: Any) -> str:
     """Deliver one record, and remove it if its run will not go on; says what became of it."""
-    if record.end is None and not record.run.resumable:
-        record.finish(KILLED, _last_written_ms(record.folder))  # nobody else will end it
+    if record.end is None:  # it is ours now, so its process was killed
+        record.finish(KILLED, _last_written_ms(record.folder))
     metrics = record.count_unsent()
     complete = record.delivered()
     tracking.deliver(record, client)
     sent = "nothing new" if complete else f"sent, {metrics} metrics"
-    end = record.end
+    status = record.end.status if record.end else ""
+    kept = ""
     if record.over():
         remove_folder(record.folder)
-        kept = ""
-    elif end is None:
-        kept = "; its stage was killed: kept, so that it can go on"
     else:
         kept = "; kept, so that its stage can go on"
-    status = "" if end is None else f", {end.status}"
-    return f"{record.run.name} ({record.folder}): {sent}{status}{kept}"
+    return f"{record.run.name} ({record.folder}): {sent}, {status}{kept}"
 
 
 def _last_written_ms(folder: Path) -> int:

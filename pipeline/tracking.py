@@ -6,6 +6,7 @@ store, which may be slow or down without harm. What is left at the end, ``make s
 ``python -m pipeline.tracking`` prints the address of the store.
 """
 
+import errno
 import json
 import logging
 import os
@@ -49,6 +50,8 @@ FLUSH_EVERY_S = 10.0
 LONGEST_PAUSE_S = 300.0
 LAST_WAIT_S = 60.0
 """How long the end of a run waits for a store that answers."""
+IN_USE_S = 60.0
+"""How long the start of a run waits for ``make sync-runs`` to let go of its record."""
 LAST_TRY_S = 10.0
 """How long it waits for one that did not at the last attempt."""
 BATCH = 1000  # metrics in one call, MLflow's limit
@@ -254,10 +257,10 @@ class Sender:
         self._answers = False
         if not self._said_trouble:
             self._said_trouble = True
-            sys.stderr.write(
-                "warning: the MLflow store (MLFLOW_TRACKING_URI) does not answer, work goes "
-                f"on without it: {reason(error)}\n"
-            )
+            what = "the MLflow store (MLFLOW_TRACKING_URI) does not answer"
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                what = "the disk is full, so nothing reaches MLflow"
+            sys.stderr.write(f"warning: {what}, work goes on without it: {reason(error)}\n")
 
     def _say_answer(self) -> None:
         if not self._answers and not self._said_answer:
@@ -408,7 +411,7 @@ def _first_tags(run: Run) -> dict[str, str]:
 
 def _continued(folder: Path, tags: dict[str, str], resumed: bool) -> Record | None:
     """The record in ``folder``, opened again; None where a new one is to be begun."""
-    record = open_record(folder)
+    record = open_record(folder, IN_USE_S)
     if record is None:
         return None
     if record.end is not None and record.end.status == FINISHED and not resumed:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pandas as pd
 import torch
@@ -17,10 +17,9 @@ from gaitgl.model import GaitGL, GaitGLConfig
 from pipeline.batches import TrainingBatch, TrainingBatches
 from pipeline.checkpoints import read_checkpoint, save_checkpoint
 from pipeline.devices import choose_device, place
-from pipeline.distributed import World, joined
+from pipeline.distributed import World, joined, workers_of_each_process
 from pipeline.errors import PipelineError, Stopped, listing
 from pipeline.files import fingerprint, new_folder, sha256, write_json
-from pipeline.processes import worker_count
 from pipeline.profiling import profiled
 from pipeline.progress import Progress
 from pipeline.settings import Dataset, Runtime, Training, batch_problem
@@ -69,7 +68,8 @@ def run_training(
     about = {
         "stage": stage,
         "dataset": dataset,
-        "training": training.model_dump(),
+        # measuring does not change what is trained
+        "training": training.model_dump(exclude={"validate_every"}),
         "seed": seed,
         "silhouettes": store.digest(),
         "upstream": upstream,
@@ -77,46 +77,99 @@ def run_training(
     identity = {**about, "architecture": asdict(config)}
     about["fingerprint"] = fingerprint(identity)
     state = TrainingState(stage, identity)
-
-    def tracked(resumed: bool) -> TrackedRun:
-        tags = {**_where(device), "processes": str(world.size)}
-        record = state.folder / "record"
-        return TrackedRun(
-            stage,
-            dataset,
-            runtime.experiment,
-            params,
-            upstream,
-            tags,
-            folder=record,
-            resumed=resumed,
-        )
-
     with joined(device) as world, StopRequest() as stop:
-        loop = _Loop(stage, training, runtime, model, config, device, world, stop, state)
-        loop.read(store, dataset, seed)
+        _check_alike(world, state, training)
+        batches = _batches(store, training, seed, world)
+        validation = _validation(store, dataset, training)
+        optimizer = new_optimizer(place(model, device))
+        loop = _Loop(
+            stage,
+            training,
+            runtime,
+            config,
+            device,
+            world,
+            stop,
+            state,
+            batches,
+            validation,
+            model,
+            optimizer,
+        )
+        record = state.folder / "record"
+
+        def tracked(resumed: bool) -> TrackedRun:
+            tags = {**_where(device), "processes": str(world.size)}
+            return TrackedRun(
+                stage,
+                dataset,
+                runtime.experiment,
+                params,
+                upstream,
+                tags,
+                folder=record,
+                resumed=resumed,
+            )
+
+        # A kill between any two lines leaves either the states, or the result that is kept, and
+        # with it the open record: the next start goes on there.
         with state.locked() if world.leads else nullcontext():
             made = state.result() if world.leads else None
-            if world.any(made is not None):
-                if made is not None and (state.folder / "record").exists():
-                    _take_over(made, folder)
-                    with tracked(resumed=True) as record:
-                        _record_result(record, folder, training.steps)
-                elif made is not None:
-                    _take_over(made, folder)
-            else:
+            if made is not None:
+                _take_over(made, folder)
+            if not world.any(made is not None):
                 loop.resume()
                 with tracked(loop.done > 0) if world.leads else nullcontext() as run:
                     loop.train(run)
                     if run is not None:
-                        info = {**about, "p": model.gem_p}
                         with new_folder(folder) as beside:
-                            save_checkpoint(beside / CHECKPOINT, model, config, info)
+                            save_checkpoint(
+                                beside / CHECKPOINT, model, config, {**about, "p": model.gem_p}
+                            )
                             _write_history(beside / HISTORY, loop.history)
                         state.keep_result(folder)
                         _record_result(run, folder, training.steps)
+            elif (record / "run.json").exists():
+                with tracked(resumed=True) as run:
+                    _record_result(run, folder, training.steps)
             if world.leads:
                 state.remove()
+
+
+def _check_alike(world: World, state: TrainingState, training: Training) -> None:
+    """PipelineError unless all processes train the same, in batches that divide among them."""
+    problem = batch_problem(state.stage, training, world.size)
+    unlike = world.unlike_leader(state.key)
+    if unlike:
+        problem = (
+            f"the processes {unlike} of {world.size} have other settings, silhouettes or code than "
+            "process 0: give every machine the same params.yaml, data/ and commit"
+        )
+    if problem:
+        raise PipelineError(problem)
+
+
+def _batches(
+    store: SilhouetteStore, training: Training, seed: int, world: World
+) -> TrainingBatches:
+    try:
+        return TrainingBatches(
+            store,
+            training.subjects_per_batch,
+            training.sequences_per_subject,
+            training.clip_frames,
+            seed,
+            training.validation_subjects,
+            world,
+        )
+    except ValueError as error:
+        raise PipelineError(f"training cannot start: {error}") from None
+
+
+def _validation(store: SilhouetteStore, dataset: Dataset, training: Training) -> Validation | None:
+    if not training.validate_every:
+        return None
+    return Validation(store, dataset, training.validation_subjects, training.precision)
 
 
 @dataclass
@@ -129,12 +182,16 @@ class _Loop:
     stage: str
     training: Training
     runtime: Runtime
-    model: GaitGL
     config: GaitGLConfig
     device: torch.device
     world: World
     stop: StopRequest
     state: TrainingState
+    batches: TrainingBatches
+    validation: Validation | None
+    model: GaitGL
+    """On ``device``, as is what ``optimizer`` holds."""
+    optimizer: torch.optim.Adam
 
     done: int = 0
     """Steps behind us."""
@@ -145,49 +202,24 @@ class _Loop:
     best: dict[str, float] = field(default_factory=dict)
     """Step and rank-1 of the best validation."""
 
-    def read(self, store: SilhouetteStore, dataset: Dataset, seed: int) -> None:
-        """Open what is trained and validated on; PipelineError where it holds too few subjects."""
-        training = self.training
-        problem = batch_problem(self.stage, training, self.world.size)
-        if problem:
-            raise PipelineError(problem)
-        try:
-            self.batches = TrainingBatches(
-                store,
-                training.subjects_per_batch,
-                training.sequences_per_subject,
-                training.clip_frames,
-                seed,
-                training.validation_subjects,
-                self.world,
-            )
-        except ValueError as error:
-            raise PipelineError(f"{self.stage} cannot start: {error}") from None
-        self.validation = None
-        if training.validate_every:
-            subjects = training.validation_subjects
-            self.validation = Validation(store, dataset, subjects, training.precision)
-
     def resume(self) -> None:
         """Go back to the last state on disk, or to the start; to the same in all processes."""
-        place(self.model, self.device)
-        self.optimizer = new_optimizer(self.model)
-        self.trained = everything_trained(self.model, self.optimizer)
+        trained = everything_trained(self.model, self.optimizer)
         saved = self.state.load() if self.world.leads else None
         if saved is not None:
             self._say(f"going on from step {saved.step}, whose state is in {self.state.folder}")
-            for name, tensor in self.trained.items():
+            for name, tensor in trained.items():
                 tensor.copy_(saved.tensors[name])
             rows = saved.tensors["history"].tolist()
             self.history = [Step(int(row[0]), *row[1:]) for row in rows]
             self.done, self.idle, self.best = saved.step, saved.notes["idle"], saved.notes["best"]
         elif self.world.leads:
             for other in self.state.others():
-                self._say(f"not resumed, and to be deleted when you like: {other}")
+                self._say(f"a training that is not this one is left where it was: {other}")
         counts = torch.tensor([self.done, self.idle])
         self.world.copy_from_leader([counts])
         self.done, self.idle = counts.tolist()
-        self.world.copy_from_leader(list(self.trained.values()))
+        self.world.copy_from_leader(list(trained.values()))
 
     def train(self, run: TrackedRun | None) -> None:
         """Do what is left of the steps; the leading process' ``run`` records them.
@@ -195,12 +227,9 @@ class _Loop:
         Raises PipelineError where going on makes no sense, Stopped where it was asked to stop.
         """
         training, runtime = self.training, self.runtime
-        workers = worker_count(runtime.workers)
         batches = _Clock(
             self.batches.ahead(
-                self.done + 1,
-                training.steps,
-                max(1, workers // self.world.size) if workers else 0,
+                self.done + 1, training.steps, workers_of_each_process(runtime.workers)
             ),
             training.subjects_per_batch * training.sequences_per_subject,
         )
@@ -229,14 +258,14 @@ class _Loop:
                     self._note(step, batches, run)
                     progress.advance(
                         note=f"loss {step.loss:.3f}, active {step.active_share:.0%}, "
-                        f"p {step.p:.3f}, lr {step.lr:.0e}, {batches.rate:.0f} sequences/s, "
+                        f"p {step.p:.3f}, lr {step.lr:.2g}, {batches.rate:.0f} sequences/s, "
                         f"waiting {batches.waiting:.0%}"
                     )
                     self._validate(run)
                     self._give_up_if_idle(step)
                     self._keep_or_stop(run)
             except NotFiniteError as error:
-                self._fail(self._report(error))
+                self._end_together(self._report(error))
 
     def _note(self, step: Step, batches: "_Clock", run: TrackedRun | None) -> None:
         """Keep a step for history.csv and for the run's curves, where it is due."""
@@ -282,7 +311,7 @@ class _Loop:
         if self.idle == (max(1, limit // 2) if limit else IDLE_WARNING):
             self._say(f"warning: {idle}")
         if limit and self.idle >= limit:
-            self._fail(
+            self._end_together(
                 PipelineError(
                     f"{idle}.\nRaise {self.stage}.margin or subjects_per_batch, lower lr, or train "
                     f"fewer steps; runtime.stop_after_idle_steps = {limit} stopped it."
@@ -294,20 +323,32 @@ class _Loop:
         if self.done == self.training.steps:
             return
         asked = self.world.any(bool(self.stop.reason()))
-        if run is not None and (asked or self.done % self.runtime.checkpoint_every == 0):
-            run.keep()  # what is recorded of a step is on the disk before the step is
-            tensors = {name: t.cpu().contiguous() for name, t in self.trained.items()}
-            rows = torch.tensor([astuple(step) for step in self.history], dtype=torch.float64)
-            notes = {"idle": self.idle, "best": self.best}
-            self.state.save(self.done, {**tensors, "history": rows}, notes)
+        if not asked and self.done % self.runtime.checkpoint_every:
+            return
+        trouble: Exception | None = None
+        if run is not None:
+            try:
+                run.keep()  # what is recorded of a step is on the disk before the step is
+                self._save()
+            except (PipelineError, OSError) as error:
+                trouble = error
+        if self.world.any(trouble is not None):
+            self._end_together(trouble or PipelineError("the leading process has trouble"))
         if asked:
-            self._fail(
+            self._end_together(
                 Stopped(
                     f"{self.stage} after step {self.done} by {self.stop.reason() or 'a signal'}; "
                     f"its state is in {self.state.folder}, and the next start goes on from there",
                     self.stop.exit_status,
                 )
             )
+
+    def _save(self) -> None:
+        trained = everything_trained(self.model, self.optimizer)
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in trained.items()}
+        rows = torch.tensor([astuple(step) for step in self.history], dtype=torch.float64)
+        notes = {"idle": self.idle, "best": self.best}
+        self.state.save(self.done, {**tensors, "history": rows}, notes)
 
     def _report(self, error: NotFiniteError) -> PipelineError:
         """Save what is known of a step that failed, and say where."""
@@ -327,10 +368,11 @@ class _Loop:
                 write_json(beside / "step.json", known)
         p = "none" if self.model.gem_p is None else f"{self.model.gem_p:.4f}"
         what = f"the loss of step {error.step} is {error.loss}, with p = {p}"
-        if error.bad_gradients:
+        if math.isfinite(error.loss):
+            where = listing(error.bad_gradients, 5) or "  none by itself; their norm overflows"
             what = (
                 f"the gradient of step {error.step} is not finite, with loss = {error.loss:.4f}, "
-                f"p = {p}, in:\n{listing(error.bad_gradients, 5)}"
+                f"p = {p}, in:\n{where}"
             )
         return PipelineError(
             f"{what}\n\n"
@@ -340,12 +382,13 @@ class _Loop:
             f"Lower {self.stage}.lr, or set {self.stage}.precision to float32."
         )
 
-    def _fail(self, error: Exception) -> None:
-        """End all processes; the leading one with ``error``, once the others are here, too."""
+    def _end_together(self, error: Exception) -> NoReturn:
+        """End all processes once all are here: the leading one with ``error``, which tells it."""
         self.world.wait_for_all()
-        if not self.world.leads:
-            sys.exit(0)  # else torchrun would kill the leading one while it still records
-        raise error
+        if self.world.leads:
+            raise error
+        # a failure beside the leading process would make torchrun kill that one while it records
+        sys.exit(0 if self.world.beside_leader else 1)
 
     def _say(self, text: str) -> None:
         if self.world.leads:

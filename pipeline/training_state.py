@@ -1,12 +1,12 @@
 """The state of an unfinished training on disk: killed at any moment, it goes on from here.
 
-    runs/<stage>-<fingerprint>/
-        what.json           settings, inputs and code behind the fingerprint
+    runs/<stage>-<key>/
+        what.json           settings, inputs and code, whose digest is the key
         trainer.lock        held by the one trainer; trainer.json says who that is
         step-000001000.safetensors      the last two states
 
 DVC deletes declared outputs before a stage starts, so this folder is undeclared; another setting
-has another fingerprint, and with it another folder.
+has another key, and with it another folder.
 """
 
 import hashlib
@@ -16,13 +16,14 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import yaml
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -30,7 +31,7 @@ from torch import Tensor
 from pipeline.errors import PipelineError
 from pipeline.files import fingerprint, new_folder, sha256, write_bytes, write_json
 from pipeline.settings import read_yaml
-from pipeline.stopping import is_orphan, started_by_hand
+from pipeline.stopping import has_ended, started_by
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = Path("runs")
@@ -38,8 +39,8 @@ FORMAT = "gaitgl-training-state-1"
 KEPT = 2
 """States on disk: should the last be torn, there is the one before."""
 
-STOPPING_S = 60.0
-"""How long a trainer whose DVC was killed may take to stop: one step, and a state to write."""
+STOPPING_S = 120.0
+"""How long a trainer whose DVC was killed may take for its step, its state and its record."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,10 @@ class TrainingState:
     """The folder of one training, told apart by everything that decides its result."""
 
     def __init__(self, stage: str, identity: dict[str, Any]) -> None:
-        self._stage = stage
+        self.stage = stage
         self._identity = {**identity, "code": _code_of(stage)}
-        self.fingerprint = fingerprint(self._identity)
-        self.folder = RUNS / f"{stage}-{self.fingerprint[:16]}"
+        self.key = fingerprint(self._identity)
+        self.folder = RUNS / f"{stage}-{self.key[:16]}"
         self._finished = RUNS / "finished" / stage
 
     @contextmanager
@@ -83,12 +84,12 @@ class TrainingState:
                 lock.acquire(timeout=STOPPING_S)
         except Timeout:
             raise PipelineError(
-                f"this {self._stage} runs already: {_holder(holder)} holds {self.folder}.\n"
+                f"this {self.stage} runs already: {_holder(holder)} holds {self.folder}.\n"
                 "Wait for it, or stop it with kill: the next one goes on from where it was."
             ) from None
         try:
             this = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}
-            write_json(holder, {**this, "by_hand": started_by_hand()})
+            write_json(holder, {**this, "started_by": started_by()})
             write_json(self.folder / "what.json", self._identity)
             yield
         finally:
@@ -105,33 +106,45 @@ class TrainingState:
         try:
             write_bytes(self.folder / f"step-{step:09}.safetensors", content)
         except OSError as error:
-            last = max((_step(path) for path in self._paths()), default=0)
+            states = [f"that of step {_step(path)}" for path in self._paths()]
+            last = states[-1] if states else "the beginning"
             raise PipelineError(
                 f"the state of step {step} cannot be written to {self.folder}: {error.strerror}.\n"
-                f"It takes {len(content) / 2**20:.1f} MiB. The state of step {last} is whole: make "
-                "room and start again, and the training goes on from there."
+                f"It takes {len(content) / 2**20:.1f} MiB. Make room and start again: the training "
+                f"goes on from {last}."
             ) from None
         for path in self._paths()[:-KEPT]:
             path.unlink()
 
     def load(self) -> SavedState | None:
-        """The last state that is whole; what is torn is told. None where there is no state."""
+        """The last state that is whole; torn ones are told and put aside. None where none is.
+
+        PipelineError where states are there, but cannot be read now, or are torn without exception.
+        """
         for left in self.folder.glob(".step-*"):
             left.unlink()  # of a trainer that was killed while writing
         for path in reversed(self._paths()):
             try:
                 return _read(path)
-            except (SafetensorError, ValueError, KeyError, OSError) as error:
-                sys.stderr.write(
-                    f"warning: {path} is torn ({error}); going back to the state before it\n"
-                )
-                path.unlink()
+            except OSError as error:
+                raise PipelineError(
+                    f"{path} cannot be read: {error.strerror}. It may be whole: mend the disk and "
+                    "start again, or delete it to go on from the state before it."
+                ) from None
+            except (SafetensorError, ValueError, KeyError) as error:
+                torn = path.rename(path.with_name(f"torn-{path.name}"))
+                sys.stderr.write(f"warning: {path} is torn ({error}); it is now {torn.name}\n")
+        if any(self.folder.glob("torn-*")):
+            raise PipelineError(
+                f"{self.folder} holds no state that is whole. Delete the folder, and this "
+                f"{self.stage} starts from its first step."
+            )
         return None
 
     def others(self) -> list[str]:
         """Unfinished trainings of this stage under other settings, and what differs, in words."""
         found = []
-        for what in sorted(RUNS.glob(f"{self._stage}-*/what.json")):
+        for what in sorted(RUNS.glob(f"{self.stage}-*/what.json")):
             steps = sorted(what.parent.glob("step-*.safetensors"))
             if what.parent == self.folder or not steps:
                 continue
@@ -141,32 +154,56 @@ class TrainingState:
         return found
 
     def keep_result(self, folder: Path) -> None:
-        """Remember what the finished training made, until DVC has: see `result`."""
+        """Remember what the training has made, until DVC has (see `result`), instead of states."""
         with new_folder(self._finished) as beside:
             shutil.copytree(folder, beside, dirs_exist_ok=True)
-            write_json(beside / "training.json", {"fingerprint": self.fingerprint})
+            files = {path.name: sha256(path) for path in folder.iterdir()}
+            write_json(beside / "training.json", {"key": self.key, "files": files})
+        self._remove_states()
 
     def result(self) -> Path | None:
         """What this very training made before, where DVC was killed before it took note.
 
-        DVC writes dvc.lock after each stage: a result older than dvc.lock was taken note of, and
-        whoever starts the training then wants it done again.
+        Where DVC did take note, whoever starts the training wants it done again; and where no DVC
+        started it, unless its run is not recorded to the end.
         """
-        made = self._finished / "training.json"
-        lock = Path("dvc.lock")
-        if "DVC_STAGE" not in os.environ or not made.exists():
+        about = self._finished / "training.json"
+        if not about.exists():
             return None
-        if lock.exists() and lock.stat().st_mtime_ns >= made.stat().st_mtime_ns:
+        made = json.loads(about.read_text("utf-8"))
+        if made["key"] != self.key:
             return None
-        same = json.loads(made.read_text("utf-8"))["fingerprint"] == self.fingerprint
-        return self._finished if same else None
+        unrecorded = (self.folder / "record" / "run.json").exists()
+        if ("DVC_STAGE" in os.environ or unrecorded) and not self._noted_by_dvc(made["files"]):
+            if all(sha256(self._finished / name) == made["files"][name] for name in made["files"]):
+                return self._finished
+            sys.stderr.write(f"warning: {self._finished} is damaged; training starts anew\n")
+        shutil.rmtree(self._finished)
+        return None
+
+    def _noted_by_dvc(self, files: dict[str, str]) -> bool:
+        """Whether dvc.lock holds this result: DVC writes it once a stage has ended."""
+        try:
+            lock = yaml.safe_load(Path("dvc.lock").read_text("utf-8"))
+            noted = lock["stages"][self.stage]["outs"][0]["md5"]
+        except (FileNotFoundError, yaml.YAMLError, KeyError, TypeError, IndexError):
+            return False
+        # DVC's digest of a folder: that of the list of its files with theirs
+        listed = [{"md5": _md5(self._finished / n), "relpath": n} for n in sorted(files)]
+        return bool(noted == f"{hashlib.md5(json.dumps(listed).encode()).hexdigest()}.dir")
 
     def remove(self) -> None:
         """Delete the state of a training that is finished; a run still to be recorded stays."""
-        for path in [*self._paths(), *self.folder.glob("trainer.*"), self.folder / "what.json"]:
-            path.unlink(missing_ok=True)
-        if not any(self.folder.iterdir()):
+        self._remove_states()
+        shutil.rmtree(self.folder / "trouble", ignore_errors=True)
+        for name in ("what.json", "trainer.json", "trainer.lock"):
+            (self.folder / name).unlink(missing_ok=True)
+        with suppress(OSError):  # not empty: the record of its run is there still
             self.folder.rmdir()
+
+    def _remove_states(self) -> None:
+        for path in [*self._paths(), *self.folder.glob("torn-*")]:
+            path.unlink()
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.safetensors"))
@@ -218,9 +255,13 @@ def _is_stopping(path: Path) -> bool:
         holder = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         return False
-    if holder.get("by_hand", True) or holder["host"] != socket.gethostname():
-        return False
-    return is_orphan(holder["pid"])
+    here = holder["host"] == socket.gethostname()
+    return here and holder["started_by"] is not None and has_ended(holder["started_by"])
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
 
 
 def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import psutil
 import pytest
 
-from pipeline.stopping import is_orphan, stopped_with_starter
+from pipeline.stopping import STARTED_BY, has_ended, stopped_with_starter
 from tests.child_processes import STARTER, Child, child, python
 
 DEADLINE_S = 60.0
@@ -177,20 +177,41 @@ def test_process_1_of_a_container_may_have_started_it_or_adopted_it(
     assert stage.ask("reason") == reason
 
 
+NAMING = """
+import os, signal, sys
+signal.alarm(60)
+from pipeline.stopping import started_by
+print(os.getpid(), flush=True)
+while sys.stdin.readline():
+    print(started_by(), flush=True)
+"""
+
+
 @pytest.mark.parametrize("between", [(), ("sh", "-c", '"$@"; true', "sh")], ids=["", "shell"])
-def test_an_orphan_is_a_process_whose_starter_ended(start: Start, between: tuple[str, ...]) -> None:
-    stage = start(*python(STARTER, *between, *python(STAGE)))
-    assert not is_orphan(stage.pid)
+def test_a_process_names_its_starter_and_others_see_it_end(
+    start: Start, between: tuple[str, ...]
+) -> None:
+    stage = start(*python(STARTER, *between, *python(NAMING)), DVC_STAGE="pretrain")
+    named = stage.ask("who")
+    assert named.split()[0] == str(stage.process.pid)
+    assert not has_ended(named)
     stage.kill()
     assert psutil.pid_exists(stage.pid)
-    assert is_orphan(stage.pid)
+    assert has_ended(named)
 
 
-def test_a_process_that_ended_counts_as_an_orphan(start: Start) -> None:
-    stage = start(*python(STAGE))
-    assert not is_orphan(stage.pid)
-    stage.kill()
-    assert is_orphan(stage.pid)
+def test_a_number_used_again_is_not_the_starter(start: Start) -> None:
+    stage = start(*python(STARTER, *python(NAMING)), DVC_STAGE="pretrain")
+    pid, created = stage.ask("who").split()
+    assert has_ended(f"{pid} {float(created) - 1}")
+
+
+def test_nobody_started_what_was_started_by_hand_and_several_name_who_started_them_all(
+    start: Start,
+) -> None:
+    assert start(*python(STARTER, *python(NAMING))).ask("who") == "None"
+    several = start(*python(NAMING), DVC_STAGE="x", TORCHELASTIC_RUN_ID="x", **{STARTED_BY: "7 1"})
+    assert several.ask("who") == "7 1"
 
 
 def test_who_is_stopped_with_its_starter_gets_a_sigterm(start: Start) -> None:

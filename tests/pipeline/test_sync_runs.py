@@ -174,9 +174,8 @@ def test_runs_that_were_killed_are_sent_as_far_as_they_went(
     main()
     runs = the_runs()
     assert {run.data.metrics["loss"] for run in runs.values()} == {0.5}
-    assert runs["pretrain"].info.status == "RUNNING"
-    assert runs["evaluate"].info.status == "KILLED", "nobody will go on with it"
-    assert runs["evaluate"].info.end_time >= runs["evaluate"].info.start_time
+    assert {run.info.status for run in runs.values()} == {"KILLED"}
+    assert all(run.info.end_time >= run.info.start_time for run in runs.values())
     assert tracking.record_folders() == [tracking_store / "runs" / "p" / "record"]
     told = capsys.readouterr().out
-    assert "sent, 1 metrics; its stage was killed: kept, so that it can go on" in told
+    assert "sent, 1 metrics, KILLED; kept, so that its stage can go on" in told

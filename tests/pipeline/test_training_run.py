@@ -85,7 +85,7 @@ def test_a_training_stage_writes_records_and_tells(
     checkpoint = tmp_path / "model" / "checkpoint.safetensors"
     config, weights, info = read_checkpoint(checkpoint)
     assert config.channels == CHANNELS
-    assert info["training"] == settings.pretrain.model_dump()
+    assert info["training"] == settings.pretrain.model_dump(exclude={"validate_every"})
     assert info["silhouettes"] == stores["oumvlp"].digest()
     assert (info["stage"], info["dataset"], info["seed"]) == ("pretrain", "oumvlp", 0)
     history = pd.read_csv(tmp_path / "model" / "history.csv")
@@ -194,7 +194,7 @@ def test_a_split_too_small_for_p_is_an_error_that_names_the_stage(
     stores: Stores, project: Project, tmp_path: Path
 ) -> None:
     settings = Settings.load(project({"pretrain.subjects_per_batch": 7}) / "params.yaml")
-    with pytest.raises(PipelineError, match="pretrain cannot start: a batch needs 7 subjects"):
+    with pytest.raises(PipelineError, match="training cannot start: a batch needs 7 subjects"):
         run(stores, tmp_path / "model", settings)
 
 
@@ -387,11 +387,7 @@ def test_validation_is_a_curve_that_changes_nothing_else(
     assert not [name for name in first.data.metrics if "validation" in name]
     measured = {**without, "pretrain.validate_every": 5}
     run(stores, tmp_path / "with", Settings.load(project(measured) / "params.yaml"))
-    weights = [
-        read_checkpoint(tmp_path / n / "checkpoint.safetensors")[1] for n in ("with", "without")
-    ]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    assert files(tmp_path / "with")[1] == files(tmp_path / "without")[1]
+    assert files(tmp_path / "with") == files(tmp_path / "without")
     (second,) = (found for found in runs() if found.info.run_id != first.info.run_id)
     curve = MlflowClient(tracking_uri()).get_metric_history(second.info.run_id, "validation_rank1")
     assert [point.step for point in curve] == [5, 10, 12]
@@ -422,16 +418,11 @@ def test_a_result_that_dvc_did_not_live_to_note_is_taken_over(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     settings = Settings.load(project(LONGER) / "params.yaml")
-    (tmp_path / "dvc.lock").touch()
     run(stores, tmp_path / "model", settings)
     made = files(tmp_path / "model")
     shutil.rmtree(tmp_path / "model")  # as DVC does before it starts the stage anew
     monkeypatch.setenv("DVC_STAGE", "pretrain")
     run(stores, tmp_path / "model", settings)
-    assert "0/12 steps" not in capsys.readouterr().err
+    assert "ended just before DVC was killed" in capsys.readouterr().err
     assert files(tmp_path / "model") == made
     assert len(runs()) == 1
-    os.utime(tmp_path / "dvc.lock")  # DVC took note: who asks again wants it done again
-    run(stores, tmp_path / "model", settings)
-    assert files(tmp_path / "model") == made
-    assert len(runs()) == 2

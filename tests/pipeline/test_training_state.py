@@ -174,7 +174,7 @@ def test_a_torn_state_is_told_and_the_one_before_taken(
     assert capsys.readouterr().err == ""
 
 
-def test_where_both_states_are_torn_there_is_none(
+def test_where_all_states_are_torn_nothing_starts_over_in_silence(
     state: TrainingState, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with state.locked():
@@ -182,10 +182,26 @@ def test_where_both_states_are_torn_there_is_none(
             state.save(step, some(step), {})
             path = state.folder / f"step-{step:09}.safetensors"
             path.write_bytes(spoil(path.read_bytes()))
-        assert state.load() is None
-        assert capsys.readouterr().err.count("is torn") == 2
-        assert state.load() is None
-    assert capsys.readouterr().err == ""
+        for _ in range(2):
+            with pytest.raises(PipelineError, match="no state that is whole"):
+                state.load()
+    assert capsys.readouterr().err.count("is torn") == 2
+    assert len(list(state.folder.glob("torn-*"))) == 2
+
+
+def test_a_state_that_cannot_be_read_now_is_not_given_up(state: TrainingState) -> None:
+    with state.locked():
+        state.save(10, some(10), {})
+        path = state.folder / "step-000000010.safetensors"
+        aside = path.rename(state.folder / "aside")
+        path.mkdir()  # reading it fails as on a disk in trouble: an OSError
+        with pytest.raises(PipelineError, match=f"{path} cannot be read: "):
+            state.load()
+        path.rmdir()
+        aside.rename(path)
+        saved = state.load()
+    assert saved is not None
+    assert saved.step == 10
 
 
 def test_no_bit_of_a_state_can_flip_unnoticed(
@@ -200,10 +216,12 @@ def test_no_bit_of_a_state_can_flip_unnoticed(
         noticed = 0
         for i, bit in ((i, bit) for i in range(len(written)) for bit in range(8)):
             path.write_bytes(written[:i] + bytes([written[i] ^ 1 << bit]) + written[i + 1 :])
-            saved = state.load()
-            if saved is None:
+            try:
+                saved = state.load()
+            except PipelineError:
                 noticed += 1
                 continue
+            assert saved is not None
             assert saved.step == 4, (i, bit)
             assert same(saved.tensors, tensors), (i, bit)
             assert {name: saved.notes[name] for name in notes} == notes, (i, bit)
@@ -342,7 +360,9 @@ def test_a_state_that_cannot_be_written_leaves_the_one_before_whole(tmp_path: Pa
     assert first == (
         f"the state of step 5 cannot be written to {state.folder}: {os.strerror(errno.EFBIG)}."
     )
-    assert second.startswith("It takes 3.0 MiB. The state of step 4 is whole: make room")
+    assert second == (
+        "It takes 3.0 MiB. Make room and start again: the training goes on from that of step 4."
+    )
     assert [name for name in files(state.folder) if "step" in name] == [
         "step-000000004.safetensors"
     ]
@@ -375,7 +395,8 @@ def test_a_full_disk_leaves_both_states_whole_and_room_lets_it_go_on(state: Trai
             state.save(3, large, {})
         assert f"the state of step 3 cannot be written to {state.folder}: " in str(raised.value)
         assert os.strerror(errno.ENOSPC) in str(raised.value)
-        assert "It takes 0.6 MiB. The state of step 2 is whole" in str(raised.value)
+        assert "It takes 0.6 MiB. Make room and start again" in str(raised.value)
+        assert "goes on from that of step 2." in str(raised.value)
         saved = state.load()
         assert saved is not None
         assert saved.step == 2
@@ -399,41 +420,58 @@ def made(tmp_path: Path) -> Path:
     return folder
 
 
-def lock_written(seconds_after: float) -> None:
-    """dvc.lock, that much younger than the kept result."""
-    (result,) = Path("runs", "finished").glob("*/training.json")
-    lock = Path("dvc.lock")
-    lock.touch()
-    at = result.stat().st_mtime_ns + int(seconds_after * 1e9)
-    os.utime(lock, ns=(at, at))
-
-
-def test_a_result_is_handed_to_dvc_until_dvc_took_note(
+def test_a_result_is_handed_to_dvc_while_dvc_has_not_noted_it(
     state: TrainingState, made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """That DVC's own note is understood: tests/stages/test_killed_training.py"""
     monkeypatch.setenv("DVC_STAGE", "pretrain")
     assert state.result() is None
     state.keep_result(made)
-    result = state.result()
-    assert result is not None
-    assert (result / "checkpoint.safetensors").read_bytes() == b"weights"
-    assert (result / "history.csv").read_bytes() == b"step\n1\n"
-    lock_written(-1)
-    assert TrainingState("pretrain", IDENTITY).result() == result
-    for seconds in (0, 1):
-        lock_written(seconds)
-        assert state.result() is None
+    for lock in (None, "", "stages: {}", "stages: {pretrain: {outs: [{md5: 12ab.dir}]}}"):
+        if lock is not None:
+            Path("dvc.lock").write_text(lock)
+        result = TrainingState("pretrain", IDENTITY).result()
+        assert result is not None
+        assert (result / "checkpoint.safetensors").read_bytes() == b"weights"
+        assert (result / "history.csv").read_bytes() == b"step\n1\n"
+
+
+def test_a_damaged_result_is_told_and_not_taken(
+    state: TrainingState,
+    made: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("DVC_STAGE", "pretrain")
+    state.keep_result(made)
+    Path("runs", "finished", "pretrain", "checkpoint.safetensors").write_bytes(b"weighs")
+    assert state.result() is None
+    assert "is damaged; training starts anew" in capsys.readouterr().err
+
+
+def test_a_result_by_hand_is_taken_while_its_run_is_not_recorded(
+    state: TrainingState, made: Path
+) -> None:
+    record = state.folder / "record"
+    record.mkdir(parents=True)
+    (record / "run.json").touch()
+    state.keep_result(made)
+    assert state.result() is not None
+    (record / "run.json").unlink()
+    assert state.result() is None
+    assert not Path("runs", "finished", "pretrain").exists()
 
 
 def test_only_dvc_and_the_very_same_training_get_a_result(
     state: TrainingState, made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state.keep_result(made)
-    assert state.result() is None
     monkeypatch.setenv("DVC_STAGE", "pretrain")
-    assert state.result() is not None
+    state.keep_result(made)
     assert TrainingState("pretrain", {**IDENTITY, "seed": 1}).result() is None
     assert TrainingState("finetune", IDENTITY).result() is None
+    assert state.result() is not None
+    monkeypatch.delenv("DVC_STAGE")
+    assert state.result() is None
 
 
 def test_a_new_result_takes_the_place_of_the_one_before(
@@ -461,6 +499,7 @@ def test_a_finished_training_leaves_only_what_is_still_to_be_recorded(
     with state.locked():
         state.save(1, some(1), {})
         state.save(2, some(2), {})
+        (state.folder / "trouble").mkdir()  # of a time before
         if not recorded:
             record.mkdir()
             (record / "params.json").write_bytes(b"{}")

@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -161,6 +162,22 @@ def test_killed_trainings_end_in_the_same_bytes_and_one_run(
     assert_same(project, whole)
 
 
+def test_a_result_is_taken_over_only_while_dvc_has_not_noted_it(
+    new_project: Callable[..., Project], whole: Project
+) -> None:
+    project = new_project()
+    project.run(*REPRO)
+    (project.folder / "dvc.lock").unlink()  # as if DVC had been killed before it wrote there
+    shutil.rmtree(project.folder / ".dvc" / "cache" / "runs")
+    assert "its result is runs/finished/pretrain" in project.run(*REPRO).stderr
+    assert_same(project, whole)
+    again = project.run(*REPRO, "--force")
+    assert "its result is" not in again.stderr
+    assert f"pretrain: {STEPS}/{STEPS} steps" in again.stderr
+    assert result(project) == result(whole)
+    assert len(project.mlflow_runs()) == 2
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", [0, 1])
 def test_soak(
@@ -269,6 +286,31 @@ def test_several_processes_stop_with_dvc_at_the_same_step(
     process.wait(DEADLINE_S)
     assert psutil.wait_procs(everyone, 60)[1] == []
     assert f"stopped: pretrain after step {state_step(project)} by SIGTERM" in log.read_text()
+
+
+def test_two_machines_train_as_one_and_notice_that_they_differ(
+    new_project: Callable[..., Project], whole: Project, tmp_path: Path
+) -> None:
+    for changes in ({}, {"seed": 1}):
+        first, second = new_project(), new_project(**changes)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        torchrun = {
+            "PET_NNODES": "2",
+            "PET_MASTER_ADDR": "127.0.0.1",
+            "PET_MASTER_PORT": str(port),
+        }
+        log = tmp_path / "log"
+        process = second.start(*TRAIN, log=log, **torchrun, PET_NODE_RANK="1")
+        done = first.run(*REPRO, check=False, **torchrun, PET_NODE_RANK="0")
+        status = process.wait(DEADLINE_S)
+        assert (done.returncode == 0) == (status == 0) == (not changes), log.read_text()
+        assert not (second.folder / "models").exists()
+        if changes:
+            assert "[1] of 2 have other settings, silhouettes or code" in done.stderr
+        else:
+            expected = [value for _, value in curves(whole)["loss"]][:10]
+            assert losses(first)[:10] == pytest.approx(expected, rel=1e-5)
 
 
 def test_embeddings_of_several_processes_are_those_of_one(
