@@ -1,5 +1,6 @@
 """Progress of long work: a bar on a terminal, a plain line every ten seconds where piped."""
 
+import os
 import sys
 import time
 from types import TracebackType
@@ -26,7 +27,8 @@ class Progress:
         self._note = ""
         self._started_at = self._line_at = time.monotonic()
         self._bar: tqdm | None = None  # type: ignore[type-arg]
-        if shown and sys.stderr.isatty():
+        # a terminal that tells no width, as in some containers, would show an empty bar
+        if shown and sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns:
             self._bar = tqdm(
                 total=total, desc=label, unit=f" {unit}", initial=done, dynamic_ncols=True
             )

@@ -1,4 +1,9 @@
+import os
 import re
+import sys
+import termios
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -53,16 +58,50 @@ def test_nothing_to_do_is_all_done(capsys: pytest.CaptureFixture[str]) -> None:
     assert "reading: 0/0 frames (100 %)" in capsys.readouterr().err
 
 
-def test_a_terminal_gets_a_bar(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Callable[[], str]]]:
+    """``shown = terminal(columns)`` puts a real terminal behind stderr; ``shown()`` reads it."""
+    opened: list[int] = []
+
+    def make(columns: int) -> Callable[[], str]:
+        reading, writing = os.openpty()
+        opened.append(reading)
+        termios.tcsetwinsize(writing, (40, columns))
+        stderr = os.fdopen(writing, "w", encoding="utf-8")
+        monkeypatch.setattr("sys.stderr", stderr)
+
+        def shown() -> str:
+            stderr.close()
+            parts = []
+            with suppress(OSError):  # how a terminal says that nobody writes any more
+                while part := os.read(reading, 4096):
+                    parts.append(part)
+            return b"".join(parts).decode()
+
+        return shown
+
+    yield make
+    for descriptor in opened:
+        os.close(descriptor)
+
+
+def test_a_terminal_gets_a_bar(terminal: Callable[[int], Callable[[], str]]) -> None:
+    shown = terminal(120)
+    with Progress("reading", 2, "frames") as progress:
+        progress.advance(2, note="p 6.5")
+    text = shown()
+    assert "\r" in text
+    assert "2/2" in text
+    assert "p 6.5" in text
+
+
+def test_a_terminal_without_a_width_gets_lines(
+    terminal: Callable[[int], Callable[[], str]],
 ) -> None:
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    with Progress("reading", 2, "frames") as shown:
-        shown.advance(2, note="p 6.5")
-    error = capsys.readouterr().err
-    assert "\r" in error
-    assert "2/2" in error
-    assert "p 6.5" in error
+    shown = terminal(0)
+    with Progress("reading", 2, "frames") as progress:
+        progress.advance(2)
+    assert "reading: 2/2 frames (100 %)" in shown()
 
 
 def test_what_an_earlier_process_did_counts_as_done_but_not_for_the_rate(
@@ -78,22 +117,23 @@ def test_what_an_earlier_process_did_counts_as_done_but_not_for_the_rate(
 
 
 def test_a_bar_starts_where_an_earlier_process_left_it(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    terminal: Callable[[int], Callable[[], str]],
 ) -> None:
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    with Progress("reading", 8, "frames", done=6) as shown:
-        shown.advance(1)
-    error = capsys.readouterr().err
-    assert "6/8" in error
-    assert "7/8" in error
+    shown = terminal(120)
+    with Progress("reading", 8, "frames", done=6) as progress:
+        progress.advance(1)
+    text = shown()
+    assert "6/8" in text
+    assert "7/8" in text
 
 
-@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("columns", [0, 120])
 def test_what_is_not_shown_says_nothing(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: bool
+    terminal: Callable[[int], Callable[[], str]], monkeypatch: pytest.MonkeyPatch, columns: int
 ) -> None:
-    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
     monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
-    with Progress("reading", 2, "frames", shown=False) as shown:
-        shown.advance(2, note="loss 0.1")
-    assert capsys.readouterr() == ("", "")
+    shown = terminal(columns)
+    with Progress("reading", 2, "frames", shown=False) as silent:
+        silent.advance(2, note="loss 0.1")
+    sys.stderr.write("end")
+    assert shown() == "end"
