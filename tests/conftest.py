@@ -1,6 +1,7 @@
 """Tiny releases written by the real walkers, and what the first two stages make of them."""
 
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,13 @@ from synthetic.release import write_casia_e, write_oumvlp
 from synthetic.settings import Settings as WalkerSettings
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# what a shell starts in the background ignores Ctrl-C, and so would the processes that tests start
+# and signal
+for _number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        _default = signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(_number, _default)
 
 VIEWS = ["000", "060", "090"]
 MIN_FOREGROUND, MIN_FRAMES = 10_000, 3
