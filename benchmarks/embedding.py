@@ -9,6 +9,7 @@ largest value, and itself one by one to 1e-6.
 
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -74,9 +75,9 @@ def _compare(
     if device.type == "cpu":
         timings = interleaved(
             {
-                "plain": lambda: plain("float32"),
-                "float32": lambda: ours("float32"),
-                "bfloat16": lambda: ours("bfloat16"),
+                "plain": partial(plain, "float32"),
+                "float32": partial(ours, "float32"),
+                "bfloat16": partial(ours, "bfloat16"),
             },
             repeats,
         )
@@ -85,13 +86,8 @@ def _compare(
     else:
         timed, target = {}, "≥ 4×"
         for precision in ("float32", "bfloat16"):
-            timings = interleaved(
-                {
-                    "plain": lambda p=precision: plain(p),
-                    "ours": lambda p=precision: ours(p),
-                },
-                repeats,
-            )
+            works = {"plain": partial(plain, precision), "ours": partial(ours, precision)}
+            timings = interleaved(works, repeats)
             timed[precision] = timings["plain"], timings["ours"]
     notes = {
         "float32": f"differs by {off_plain:.0e} from plain, {off_alone:.0e} from one by one",

@@ -154,7 +154,7 @@ def plain_train_steps(
             embeddings = model(silhouettes)
         loss = plain_triplet_loss(embeddings.float(), batch.labels.to(device), margin)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         yield loss.item()
 
