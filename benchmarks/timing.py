@@ -4,7 +4,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -31,7 +31,7 @@ class Timing:
 
 
 def interleaved(
-    works: dict[str, Callable[[], object]], repeats: int, warmups: int = 1
+    works: Mapping[str, Callable[[], object]], repeats: int, warmups: int = 1
 ) -> dict[str, Timing]:
     """Time the works in turn (a, b, a, b ...), so that a noisy machine hits all alike.
 
