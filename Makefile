@@ -1,6 +1,7 @@
 # make repro   the whole pipeline: walkers → archives → catalogue → silhouettes → training → tables and runs
 # make test    the tests            make lint    ruff and mypy            make ui    the MLflow UI
 # make soak    the long tests: trainings killed again and again
+# make bench   speed against plain versions: one table, and benchmarks/latest.json   ARGS="--quick"
 # make sync-runs   to MLflow with what it has not got: the server was down, or a stage was killed
 # make lock    renew requirements.lock from pyproject.toml
 # Each sets up .venv by itself. PYTHON=python3.12 chooses the interpreter, ARGS="--dry" is passed on.
@@ -17,7 +18,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: repro test soak lint ui sync-runs lock setup
+.PHONY: repro test soak bench lint ui sync-runs lock setup
 
 # dvc 3.67 cannot dry-run a stage whose inputs are not made yet; before the first run all are due
 DRY := $(findstring --dry,$(ARGS))
@@ -33,6 +34,9 @@ test: $(READY)
 
 soak: $(READY)
 	@OMP_NUM_THREADS=1 python -m pytest -n auto -m soak -rA $(ARGS)
+
+bench: $(READY)
+	@python -m benchmarks $(ARGS)
 
 lint: $(READY)
 	@ruff check . && ruff format --check . && mypy
