@@ -15,7 +15,6 @@ import gc
 import shutil
 import sys
 import tempfile
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -114,9 +113,8 @@ def _batches(
             plain_data.training_batch([pickles[key] for key in keys], frames)
 
     def ours(workers: int) -> None:
-        with closing(batches.ahead(1, steps, workers)) as prepared:
-            for _ in prepared:
-                pass
+        for _ in batches.ahead(1, steps, workers):
+            pass
 
     timings = interleaved(
         {"plain": plain, "alone": lambda: ours(0), "threads": lambda: ours(-1)},
