@@ -1,0 +1,230 @@
+"""Rank tables and average precision against the published way, and the memory they take.
+
+python -m benchmarks.evaluation [--quick]     (from the project's root)
+
+2 000 subjects x 14 views x 2 sequences, 128 x 64 numbers each (1.8 GB; --quick: 200 subjects).
+Rank tables: some rows of the 14 x 14 table, the same for both: both work through the probes of
+those views against the galleries of all; the whole table's time is that, scaled. Average precision:
+both get the same distances (made up; the right ones tend to be small) for some probes against all
+galleries. Memory: growth of a fresh process' peak (VmHWM) over the embeddings it holds; Linux only.
+"""
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks import plain_data
+from benchmarks.fresh_process import CAN_MEASURE, in_fresh_process, peak_growth_bytes
+from benchmarks.timing import Row, compared, interleaved, table
+from gaitgl import retrieval
+from gaitgl.retrieval import BLOCK_BYTES, Distance
+
+VIEWS = [f"{angle:03}" for angle in (*range(0, 91, 15), *range(180, 271, 15))]
+CHANNELS, STRIPS = 128, 64
+MIB = 2**20
+
+Array = NDArray[Any]
+
+
+def rows(quick: bool) -> list[Row]:
+    """Rank tables flattened and per strip, average precision, peak memory."""
+    subjects = 200 if quick else 2_000
+    return [*_rank_tables(subjects, quick), *_average_precision(subjects, quick), *_memory(quick)]
+
+
+def _identities(subjects: int) -> tuple[NDArray[np.int64], Array, Array]:
+    """Numbers of the subjects, sequences and views of each row, sorted by subject."""
+    subject, view, sequence = np.meshgrid(range(subjects), VIEWS, ["00", "01"], indexing="ij")
+    return subject.ravel().astype(np.int64), sequence.ravel(), view.ravel()
+
+
+def _embeddings(subject: NDArray[np.int64], channels: int, strips: int) -> NDArray[np.float32]:
+    """float32 [n, channels, strips]: somebody's own numbers, and as much noise again.
+
+    Filled in place, so that a process' peak is not that of making them.
+    """
+    random = np.random.default_rng(0)
+    embeddings = np.empty((len(subject), channels, strips), np.float32)
+    for row, number in enumerate(subject):
+        if row == 0 or number != subject[row - 1]:
+            own = random.standard_normal((channels, strips), np.float32)
+        random.standard_normal(out=embeddings[row], dtype=np.float32)
+        embeddings[row] += own
+    return embeddings
+
+
+def _rank_tables(subjects: int, quick: bool) -> list[Row]:
+    subject, sequence, view = _identities(subjects)
+    names = np.array([f"{number:05}" for number in subject])
+    embeddings = _embeddings(subject, CHANNELS, STRIPS)
+    chosen = VIEWS[:: 7 if quick else 13]  # 2 rows of the table
+    used = (sequence == "01") | np.isin(view, chosen)
+    some = np.where(used, sequence, "unused")  # our probes are those of the chosen views
+    found = []
+    for work, distance, target in (
+        ("rank table, flattened", "euclidean", "≥ 3×"),
+        ("rank table, per strip", "strip_euclidean", "≥ 2.5×"),
+    ):
+        timings = interleaved(
+            {
+                "plain": lambda distance=distance: plain_data.rank_tables(
+                    embeddings,
+                    subject,
+                    sequence,
+                    view,
+                    per_strip=distance == "strip_euclidean",
+                    probe_views=chosen,
+                ),
+                "ours": lambda distance=distance: retrieval.rank_by_view(
+                    embeddings, names, some, view, ranks=(1,), distance=distance
+                ),
+            },
+            repeats=3,
+            warmups=0 if not quick else 1,
+        )
+        whole = {name: len(VIEWS) / len(chosen) * t.median_s for name, t in timings.items()}
+        found.append(
+            compared(
+                work,
+                "probes/s",
+                timings["plain"],
+                timings["ours"],
+                len(chosen) * subjects,
+                target,
+                f"{subjects} subjects; timed: {len(chosen)} of 14 probe views; the whole table, "
+                f"scaled: {whole['plain']:.1f} s plain, {whole['ours']:.1f} s ours; "
+                f"{torch.get_num_threads()} threads",
+            )
+        )
+    return found
+
+
+def _average_precision(subjects: int, quick: bool) -> list[Row]:
+    subject, sequence, view = _identities(subjects)
+    names = np.array([f"{number:05}" for number in subject])
+    gallery = np.flatnonzero(sequence == "01")
+    every_probe = np.flatnonzero(sequence == "00")
+    probes = every_probe[:: len(every_probe) // (140 if quick else 700)]
+    random = np.random.default_rng(0)
+    distances = random.random((len(probes), len(gallery)), np.float32)
+    distances[subject[probes, None] == subject[gallery]] *= 0.1
+    used = np.isin(np.arange(len(subject)), np.concatenate([probes, gallery]))
+    some = np.where(used, sequence, "unused")
+    no_embeddings = np.empty((len(subject), 1, 1), np.float32)
+
+    def given(
+        embeddings: object,
+        probe_rows: NDArray[np.int64],
+        gallery_rows: NDArray[np.int64],
+        distance: Distance,
+        block_bytes: int = BLOCK_BYTES,
+    ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """Stands in for `retrieval.distance_blocks`: the same blocks, of known distances."""
+        assert np.array_equal(probe_rows, probes)
+        assert np.array_equal(gallery_rows, gallery)
+        step = max(1, block_bytes // (4 * len(gallery)))
+        for start in range(0, len(probes), step):
+            block = slice(start, min(start + step, len(probes)))
+            yield block, distances[block]
+
+    def ours() -> NDArray[np.float64]:
+        with patch.object(retrieval, "distance_blocks", given):
+            result = retrieval.cross_view_gallery(no_embeddings, names, some, view)
+        return result.average_precision
+
+    def plain(divide_in_numpy: bool) -> NDArray[np.float64]:
+        ids = subject[probes], view[probes], subject[gallery], view[gallery]
+        return plain_data.cross_view(distances, *ids, divide_in_numpy)[1]
+
+    np.testing.assert_allclose(ours(), plain(True), rtol=1e-9)
+    timings = interleaved(
+        {"plain": lambda: plain(False), "lean": lambda: plain(True), "ours": ours},
+        repeats=3 if quick else 5,
+    )
+    note = (
+        f"{len(probes)} of {len(every_probe)} probes, gallery of {len(gallery)}, distances given; "
+        f"the whole, scaled: {timings['plain'].median_s * len(every_probe) / len(probes):.1f} s "
+        f"plain, {timings['ours'].median_s * len(every_probe) / len(probes):.1f} s ours"
+    )
+    work = "second protocol's mAP, given distances"
+    return [
+        compared(work, "probes/s", timings["plain"], timings["ours"], len(probes), "≥ 50×", note),
+        compared(
+            f"{work}, plain divides in NumPy",
+            "probes/s",
+            timings["lean"],
+            timings["ours"],
+            len(probes),
+            "",
+            "as above, but plain's division by the rank, which OpenGait does in the interpreter, "
+            "is NumPy's",
+        ),
+    ]
+
+
+def _memory(quick: bool) -> list[Row]:
+    """All probes on short embeddings, where the blocks are all there is; then on the real ones."""
+    if not CAN_MEASURE:
+        return []
+    subjects = 200 if quick else 2_000
+    count = subjects * len(VIEWS)
+    matrix = 4 * count**2
+    found = []
+    for block_bytes in (BLOCK_BYTES // 4, BLOCK_BYTES, 4 * BLOCK_BYTES):
+        growth = in_fresh_process(peak_growth, subjects, 16, 4, block_bytes, len(VIEWS))
+        found.append(
+            _memory_row(
+                f"peak memory of rank tables, blocks of {block_bytes // MIB} MiB",
+                growth,
+                "bounded by the blocks",
+                f"{subjects} subjects, 64 numbers each; the matrix of all distances would be "
+                f"{matrix / MIB:.0f} MiB",
+            )
+        )
+    growth = in_fresh_process(peak_growth, subjects, CHANNELS, STRIPS, BLOCK_BYTES, 1)
+    gallery = 4 * count * CHANNELS * STRIPS
+    found.append(
+        _memory_row(
+            "peak memory of rank tables, 8 192 numbers",
+            growth,
+            "",
+            f"{subjects} subjects, 1 probe view; blocks of {BLOCK_BYTES // MIB} MiB; the float32 "
+            f"copy of the gallery is {gallery / MIB:.0f} MiB of it",
+        )
+    )
+    return found
+
+
+def _memory_row(work: str, growth: int, target: str, note: str) -> Row:
+    how = "over the embeddings, VmHWM of a fresh process"
+    return Row(work, "MiB", None, growth / MIB, None, target, "1 run", f"{how}; {note}")
+
+
+def peak_growth(
+    subjects: int, channels: int, strips: int, block_bytes: int, probe_views: int
+) -> int:
+    """Bytes by which `first_match_rank` raises the peak of this process. For `in_fresh_process`."""
+    subject, sequence, view = _identities(subjects)
+    names = np.array([f"{number:05}" for number in subject])
+    embeddings = _embeddings(subject, channels, strips)
+    used = (sequence == "01") | np.isin(view, VIEWS[:probe_views])
+    some = np.where(used, sequence, "unused")
+    # the libraries' own buffers come with the first call
+    first = subject < 2
+    retrieval.first_match_rank(embeddings[first], names[first], some[first], view[first])
+    return peak_growth_bytes(
+        lambda: retrieval.first_match_rank(embeddings, names, some, view, block_bytes=block_bytes)
+    )
+
+
+def main() -> None:
+    print(table(rows(quick="--quick" in sys.argv[1:])))
+
+
+if __name__ == "__main__":
+    main()
