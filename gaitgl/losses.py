@@ -52,8 +52,9 @@ def batch_all_triplet_loss(embeddings: Tensor, labels: Tensor, margin: float = 0
     """Batch-All triplet loss, Eq. 10, for each strip, averaged over strips.
 
     Eq. 10 as printed adds D(anchor, negative) and subtracts D(anchor, positive), which would push
-    sequences of one subject apart. This is the loss it means and the published code computes:
-    [D(A1, A2) - D(A1, B1) + m]_+.
+    sequences of one subject apart. This is the loss it means: [D(A1, A2) - D(A1, B1) + m]_+ with
+    A1 and A2 two sequences. (The published code also takes A2 = A1, at distance 0: it differs
+    where a negative is nearer than m.)
 
     Args:
         embeddings: [n, c, strips].

@@ -21,7 +21,11 @@ def profiled(path: Path | None) -> Iterator[Callable[[], None]]:
         yield lambda: None
         return
 
+    written = False
+
     def write(trace: profile) -> None:
+        nonlocal written
+        written = True
         path.parent.mkdir(parents=True, exist_ok=True)
         trace.export_chrome_trace(str(path))
         print(f"trace of {TRACED} steps: {path}; open it in https://ui.perfetto.dev")
@@ -32,3 +36,5 @@ def profiled(path: Path | None) -> Iterator[Callable[[], None]]:
     plan = schedule(wait=SKIPPED - 1, warmup=1, active=TRACED, repeat=1)
     with profile(activities=activities, schedule=plan, on_trace_ready=write) as profiler:
         yield profiler.step
+    if not written:
+        print(f"no trace: it takes {SKIPPED + TRACED} steps, and fewer were left to do")

@@ -50,10 +50,10 @@ FLUSH_EVERY_S = 10.0
 LONGEST_PAUSE_S = 300.0
 LAST_WAIT_S = 60.0
 """How long the end of a run waits for a store that answers."""
-IN_USE_S = 60.0
-"""How long the start of a run waits for ``make sync-runs`` to let go of its record."""
 LAST_TRY_S = 10.0
 """How long it waits for one that did not at the last attempt."""
+IN_USE_S = 60.0
+"""How long the start of a run waits for ``make sync-runs`` to let go of its record."""
 BATCH = 1000  # metrics in one call, MLflow's limit
 PARAMS_BATCH = 100
 TOKEN_TAG = "record"

@@ -34,3 +34,15 @@ def test_without_a_path_nothing_is_traced(capsys: pytest.CaptureFixture[str]) ->
             traced()
         assert not torch.autograd.profiler._is_profiler_enabled
     assert capsys.readouterr().out == ""
+
+
+def test_too_few_steps_for_a_trace_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "pretrain.json.gz"
+    with profiled(path) as traced:
+        for _ in range(SKIPPED - 1):
+            step()
+            traced()
+    assert not path.exists()
+    assert f"no trace: it takes {SKIPPED + TRACED} steps" in capsys.readouterr().out

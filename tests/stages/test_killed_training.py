@@ -238,15 +238,22 @@ def losses(project: Project) -> list[float]:
 def test_one_two_and_four_processes_train_alike(
     new_project: Callable[..., Project], whole: Project
 ) -> None:
-    project = new_project(runtime__processes=1, pretrain__steps=20, pretrain__lr_drops=[])
+    settings = {
+        "pretrain__steps": 20,
+        "pretrain__lr_drops": [],
+        "pretrain__validation_subjects": 2,
+        "pretrain__validate_every": 10,
+    }
+    project = new_project(**settings)
     project.run(*TRAIN)
     alone = losses(project)
+    validated = curves(project)["validation_rank1"]
+    assert [step for step, _ in validated] == [10, 20]
     for processes in (2, 4):
-        several = new_project(
-            runtime__processes=processes, pretrain__steps=20, pretrain__lr_drops=[]
-        )
+        several = new_project(runtime__processes=processes, **settings)
         several.run(*TRAIN)
         assert losses(several) == pytest.approx(alone, rel=1e-5)
+        assert curves(several)["validation_rank1"] == validated
         (run,) = several.mlflow_runs()
         assert run.data.tags["processes"] == str(processes)
         assert leftovers(several) == set()
