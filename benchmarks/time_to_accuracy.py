@@ -26,6 +26,7 @@ from pipeline.batches import TrainingBatches
 from pipeline.devices import choose_device, place
 from pipeline.embedding import embed
 from pipeline.evaluation import evaluate
+from pipeline.processes import worker_count
 from pipeline.protocols import PROTOCOLS
 from pipeline.settings import Settings
 from pipeline.silhouette_store import SilhouetteStore
@@ -95,12 +96,12 @@ class _Race:
         model = PlainGaitGL(config)
         model.load_state_dict(self._new_model().state_dict())
         model.to(self._device)
-        batches = self._batches(1, self._steps, self._settings.runtime.workers)
+        batches = self._batches(1, self._steps, worker_count(self._settings.runtime.workers))
         return model, plain_train_steps(model, batches, **self._schedule, precision="float32")
 
     def ours(self) -> tuple[torch.nn.Module, Iterator[object]]:
         model = place(self._new_model(), self._device)
-        batches = self._batches(1, self._steps, self._settings.runtime.workers)
+        batches = self._batches(1, self._steps, worker_count(self._settings.runtime.workers))
         return model, train_steps(
             model,
             new_optimizer(model),

@@ -16,6 +16,8 @@ PLUMBING = {
     "pipeline/arguments.py",
     "pipeline/errors.py",
     "pipeline/files.py",
+    "pipeline/memory.py",
+    "pipeline/prefetching.py",
     "pipeline/processes.py",
     "pipeline/profiling.py",
     "pipeline/progress.py",
