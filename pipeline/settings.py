@@ -117,6 +117,10 @@ class Training(Section):
     precision: Literal["float32", "bfloat16"]
     """Arithmetic of the convolutions; pooling, distances and loss are float32 always."""
 
+    compile: bool
+    """Let torch.compile rewrite the training steps: minutes before the first one, and only worth
+    it on a GPU. Needs a C++ compiler; goes on without, and says so, where there is none."""
+
     validation_subjects: NotNegative
     """Subjects kept out of training to validate on (subjects). CASIA-E's release has 114 for that;
     elsewhere, and past those, they are taken from the training subjects."""

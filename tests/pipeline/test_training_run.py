@@ -426,3 +426,43 @@ def test_a_result_that_dvc_did_not_live_to_note_is_taken_over(
     assert "ended just before DVC was killed" in capsys.readouterr().err
     assert files(tmp_path / "model") == made
     assert len(runs()) == 1
+
+
+def test_a_missing_compiler_is_said_and_the_training_goes_on_without(
+    stores: Stores,
+    project: Project,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = Settings.load(project({"pretrain.compile": True}) / "params.yaml")
+    monkeypatch.setattr("pipeline.training_run.compiler_problem", lambda device: "no g++ here")
+    run(stores, tmp_path / "model", settings)
+    told = capsys.readouterr().err
+    assert "pretrain.compile is true, but there is no compiler (no g++ here)" in told
+    assert "set pretrain.compile: false" in told
+    assert (tmp_path / "model" / "checkpoint.safetensors").exists()
+
+
+def test_a_batch_larger_than_the_memory_is_refused_before_the_first_step(
+    stores: Stores, project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings.load(project() / "params.yaml")
+    monkeypatch.setattr("pipeline.training_run.memory_of_each", lambda device: 1000)
+    with pytest.raises(PipelineError, match=r"(?s)pretrain: a batch of .* not even 2 subjects"):
+        run(stores, tmp_path / "model", settings)
+    assert not (tmp_path / "model").exists()
+
+
+def test_memory_that_runs_out_names_the_settings(
+    stores: Stores, project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*arguments: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    settings = Settings.load(project() / "params.yaml")
+    monkeypatch.setattr(GaitGL, "forward", exhausted)
+    monkeypatch.setattr("pipeline.training_run.shortage", lambda *arguments: "")
+    monkeypatch.setattr("pipeline.memory.kept_bytes", lambda *arguments: 2**20)
+    with pytest.raises(PipelineError, match=r"out of memory in step 1\.\npretrain: a batch of"):
+        run(stores, tmp_path / "model", settings)
