@@ -272,6 +272,8 @@ def test_the_sample_is_the_same_every_time_and_spread() -> None:
     assert rows["view"].value_counts().tolist() == [3, 3, 3, 3]
     assert rows["subject"].nunique() == 12
     assert numbers != list(range(12))
+    few = _index(12)
+    assert few.iloc[sample(few, 12)]["subject"].nunique() == 12
 
 
 def test_a_small_split_does_not_empty_the_sample() -> None:

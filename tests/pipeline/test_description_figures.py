@@ -92,7 +92,7 @@ def test_the_same_data_gives_the_same_bytes() -> None:
         assert b"atplotlib" not in png
 
 
-@pytest.mark.parametrize("names", ["${}", "$\\frac{{{}", "步{}", "\udcff{}", "x" * 500 + "{}"])
+@pytest.mark.parametrize("names", ["${}", "$\\frac{{${}", "步{}", "\udcff{}", "x" * 500 + "{}"])
 @pytest.mark.filterwarnings("error")
 def test_names_are_drawn_as_they_are_whatever_they_hold(names: str) -> None:
     kept = np.ones((3, 2, 2), np.bool_)

@@ -45,7 +45,7 @@ def store(
         (f"{subject:03}", sequence, view, "train" if subject % 2 else "test", subject * 6 + i)
         for subject in range(40)
         for i, (sequence, view) in enumerate((s, v) for s in ("00", BAD) for v in ("0", "1", "2"))
-        if (subject + i) % 17
+        if (subject + 1) % (i + 3)
     ]
     return write_store(tmp_path / "silhouettes", [(*key, noise(n, 3 + n % 18)) for *key, n in rows])
 
@@ -162,6 +162,29 @@ def test_the_page_says_what_the_numbers_say(hostile: Written) -> None:
         )
     assert numbers["missing"]["test"]["refused"] == 1
     assert "climbs out" in text
+
+
+def test_the_table_beside_a_map_has_each_combinations_counts(hostile: Written) -> None:
+    page, numbers = hostile
+    tables = re.findall(r'<table class="counts">.*?</table>', page, re.DOTALL)
+    assert len(tables) == len(numbers["combinations"]) == 2
+    for table, grid in zip(tables, numbers["combinations"], strict=True):
+        rows = [
+            [html.unescape(cell).strip() for cell in re.findall(r"<t[hd].*?>(.*?)</t", row)]
+            for row in re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)
+        ]
+        # as many sequences as views, or more: they go down
+        down, across = grid["sequences"], grid["views"]
+        missing, refused = grid["missing"], grid["refused"]
+        if len(across) > len(down):
+            down, across = across, down
+            missing, refused = ([list(r) for r in zip(*n, strict=True)] for n in (missing, refused))
+        assert [cell.split()[-1] for cell in rows[0][1:]] == [name.split()[-1] for name in across]
+        assert [row[0] for row in rows[1:]] == down
+        for row, absent, lost in zip(rows[1:], missing, refused, strict=True):
+            expected = [f"{m} + {r}" if r else f"{m}" for m, r in zip(absent, lost, strict=True)]
+            assert row[1:] == expected
+    assert any(" + " in table for table in tables)
 
 
 def test_a_page_of_nothing_refused_and_nothing_recorded(write: Callable[..., Written]) -> None:
