@@ -193,9 +193,14 @@ def test_a_page_of_nothing_refused_and_nothing_recorded(write: Callable[..., Wri
     assert "By ingest: nothing" in text
     assert "By normalize: nothing" in text
     assert "The layout was not recorded." in text
+    assert "What was recorded adds up" in text
+    assert "the number of files seen was not recorded" in text
     assert "Expected and found" not in text
     assert "does not hold" not in text
     assert numbers["reasons"] == []
+    frames = numbers["found"]["frames"]
+    text = _Outline(write(release={"files_seen": frames})[0]).text
+    assert "Everything adds up" in text
 
 
 def test_complete_splits_need_no_map(write: Callable[..., Written], store: SilhouetteStore) -> None:
