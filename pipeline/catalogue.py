@@ -53,9 +53,14 @@ def write_catalogue(folder: Path, sequences: pd.DataFrame, refusals: pd.DataFram
     write_table(folder / "refusals.parquet", refusals, REFUSALS)
 
 
-def read_sequences(folder: Path) -> pd.DataFrame:
-    """The catalogue's rows, sorted by key."""
-    return read_table(folder / "sequences.parquet", SEQUENCES)
+def read_sequences(folder: Path, columns: list[str] | None = None) -> pd.DataFrame:
+    """The catalogue's rows, sorted by key; ``columns``: only these."""
+    return read_table(folder / "sequences.parquet", SEQUENCES, columns)
+
+
+def read_refusals(folder: Path) -> pd.DataFrame:
+    """What ingest or normalize refused on the way to ``folder``, sorted by container."""
+    return read_table(folder / "refusals.parquet", REFUSALS)
 
 
 def refusal_table(dataset: str, refusals: Iterable[Refusal]) -> pd.DataFrame:

@@ -7,13 +7,13 @@ from pipeline.catalogue import (
     REFUSALS,
     SEQUENCES,
     by_reason,
+    read_refusals,
     read_sequences,
     refusal_table,
     write_catalogue,
 )
 from pipeline.releases import Refusal
 from pipeline.settings import Dataset
-from pipeline.tables import read_table
 
 NO_REFUSALS = refusal_table("oumvlp", [])
 
@@ -31,7 +31,9 @@ def test_tables_come_back_as_they_were_and_as_the_same_bytes(
         assert back[column].map(str if column != "frames" else list).tolist() == (
             catalogues["oumvlp"][column].map(str if column != "frames" else list).tolist()
         )
-    back = read_table(tmp_path / "one" / "refusals.parquet", REFUSALS)
+    assert list(read_sequences(tmp_path / "one", ["view", "split"]).columns) == ["view", "split"]
+    back = read_refusals(tmp_path / "one")
+    assert list(back.columns) == REFUSALS.names
     assert back["container"].tolist() == ["a.7z", "b.7z"]
     for name in ("sequences.parquet", "refusals.parquet"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()

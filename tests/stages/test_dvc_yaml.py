@@ -84,9 +84,8 @@ def _closure(path: Path) -> set[str]:
 
 def test_the_stages_are_those_of_the_pipeline(stages: dict[str, Any]) -> None:
     datasets = ("oumvlp", "casia_e")
-    expected = {
-        f"{stage}@{d}" for stage in ("ingest", "normalize", "embed", "evaluate") for d in datasets
-    }
+    of_each = ("ingest", "normalize", "describe", "embed", "evaluate")
+    expected = {f"{stage}@{d}" for stage in of_each for d in datasets}
     assert set(stages) == expected | {"pretrain", "finetune"}
     scripts = {path for path in (ROOT / "stages").glob("*.py") if path.stem != "__init__"}
     assert {_file(stage) for stage in stages.values()} == scripts
@@ -95,6 +94,13 @@ def test_the_stages_are_those_of_the_pipeline(stages: dict[str, Any]) -> None:
 def test_deps_name_the_code_that_each_stage_runs(stages: dict[str, Any]) -> None:
     for name, stage in stages.items():
         assert _deps(stage) == _closure(_file(stage)) - PLUMBING, name
+
+
+def test_the_pages_template_reruns_describe_alone(stages: dict[str, Any]) -> None:
+    templates = {f"pipeline/{path.name}" for path in (ROOT / "pipeline").glob("*.html")}
+    for name, stage in stages.items():
+        deps = {dep.def_path for dep in stage.deps if dep.def_path.endswith(".html")}
+        assert deps == (templates if name.startswith("describe@") else set()), name
 
 
 def test_plumbing_is_still_there() -> None:
