@@ -70,20 +70,24 @@ class Member:
 
 
 def list_members(root: Path, container: str, password: str | None) -> Iterator[Member]:
-    """What a container holds, in its own order; directories are left out.
+    """What a container holds, in its own order; the name of a directory in an archive ends in "/".
 
     Raises DamagedArchiveError where the list ends too early; what came before it is good.
     """
     if container.endswith(".7z"):
         with _seven_zip(root, container, password) as archive:
             for item in archive.files:
-                if not item.is_directory:
+                if item.is_directory:
+                    yield from _directory(item.filename)
+                else:
                     regular = not (item.is_symlink or item.is_junction or item.is_socket)
                     yield _member(item.filename, item.uncompressed or 0, regular)
     elif container.endswith(".tar"):
         with _inner_tar(root, container, password) as tar:
             for entry in _tar_entries(tar, container):
-                if not entry.isdir():
+                if entry.isdir():
+                    yield from _directory(entry.name)
+                else:
                     yield _member(entry.name, entry.size, entry.isreg() and not entry.issparse())
     else:
         with os.scandir(root / container) as entries:
@@ -141,6 +145,28 @@ def inner_tars(root: Path, archive: str) -> tuple[list[str], list[Member]]:
         if not e.filename.endswith(".tar")
     ]
     return sorted(tars), others
+
+
+def is_archive(name: str) -> bool:
+    return name.endswith((".7z", ".zip"))
+
+
+def is_packed(container: str) -> bool:
+    """Whether members are named by their whole path in the container, not by file name."""
+    return container.endswith((".7z", ".tar"))
+
+
+def archive_containers(
+    root: Path, path: str, password: str | None
+) -> tuple[list[str], list[Member]]:
+    """What to list in an archive file, and its members that are refused."""
+    return inner_tars(root, path) if path.endswith(".zip") else ([path], [])
+
+
+def _directory(name: str) -> Iterator[Member]:
+    member = _member(f"{name.rstrip('/')}/", 0, regular=True)
+    if not member.refusal:
+        yield member
 
 
 def _member(name: str, size: int, regular: bool) -> Member:

@@ -195,7 +195,7 @@ class Settings(Section):
         try:
             settings = cls.model_validate(tree)
         except ValidationError as error:
-            problems += [_explain(item, cls) for item in error.errors()]
+            problems += [explain(item, cls) for item in error.errors()]
         problems += _cross_checks(tree)
         if problems:
             lines = "\n".join(f"  {problem}" for problem in problems)
@@ -232,7 +232,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _explain(error: Any, root: type[BaseModel]) -> str:
+def explain(error: Any, root: type[BaseModel]) -> str:
     """One pydantic error as `full.key[0]: what is wrong`."""
     location = error["loc"]
     key = ""
