@@ -33,7 +33,8 @@ class Section(BaseModel):
 class Oumvlp(Section):
     root: Annotated[str, Field(min_length=1)]
     """Folder with what the owners of OUMVLP hand out: Silhouette_<view>-<sequence>.7z, those
-    archives extracted, or <subject>/<sequence>/<view>/<frame>.png."""
+    archives extracted, or <subject>/<sequence>/<view>/<frame>.png. Or other data to pretrain on, in
+    any layout of docs/layouts.md."""
 
     split: ClassVar[str] = "published"
     """Odd ids are trained on, even ids tested: there is only one, so it is no setting."""
@@ -41,11 +42,13 @@ class Oumvlp(Section):
 
 class CasiaE(Section):
     root: Annotated[str, Field(min_length=1)]
-    """Folder with what the owners of CASIA-E hand out: the three zips, or forTrain/ extracted."""
+    """Folder with what the owners of CASIA-E hand out: the three zips, forTrain/ extracted, or the
+    HID competition's train/, test_gallery/ and test_probe/. Or other data to fine-tune on, in any
+    layout of docs/layouts.md."""
 
     split: Literal["release", "opengait"]
     """Who is trained on: subjects 1-500, 501-614 kept for validation, the rest for the test
-    (release); or subjects 1-200, the rest for the test (opengait)."""
+    (release); or subjects 1-200, the rest for the test (opengait). Other layouts have their own."""
 
 
 class Data(Section):
