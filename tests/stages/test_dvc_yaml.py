@@ -102,6 +102,20 @@ def test_deps_name_the_code_that_each_stage_runs(stages: dict[str, Any]) -> None
         assert _deps(stage) == _closure(_file(stage)) - PLUMBING, name
 
 
+def test_what_changes_a_protocol_only_is_not_normalized_anew(stages: dict[str, Any]) -> None:
+    part_read = {
+        "normalize": "sequences.parquet",
+        "embed": "protocol.json",
+        "evaluate": "protocol.json",
+    }
+    for name, stage in stages.items():
+        step, _, dataset = name.partition("@")
+        if step in part_read:
+            catalogue = f"data/{dataset}/catalogue"
+            read = {dep.def_path for dep in stage.deps if dep.def_path.startswith(catalogue)}
+            assert read == {f"{catalogue}/{part_read[step]}"}, name
+
+
 def test_plumbing_is_still_there() -> None:
     assert all((ROOT / path).exists() for path in PLUMBING)
 
