@@ -62,15 +62,19 @@ class WrongPasswordError(DamagedArchiveError):
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One regular file inside a container (or one refused entry: then ``refusal`` says why)."""
+    """One regular file inside a container (or one refused entry: then ``refusal`` says why).
+
+    Archives list their folders, too, as members with ``folder``: an empty one may matter.
+    """
 
     name: str
     bytes: int
     refusal: str = ""
+    folder: bool = False
 
 
 def list_members(root: Path, container: str, password: str | None) -> Iterator[Member]:
-    """What a container holds, in its own order; the name of a directory in an archive ends in "/".
+    """What a container holds, in its own order.
 
     Raises DamagedArchiveError where the list ends too early; what came before it is good.
     """
@@ -164,9 +168,8 @@ def archive_containers(
 
 
 def _directory(name: str) -> Iterator[Member]:
-    member = _member(f"{name.rstrip('/')}/", 0, regular=True)
-    if not member.refusal:
-        yield member
+    if not _member(name, 0, regular=True).refusal:
+        yield Member(name.rstrip("/"), 0, folder=True)
 
 
 def _member(name: str, size: int, regular: bool) -> Member:

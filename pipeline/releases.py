@@ -173,8 +173,8 @@ def scan(
     listed_folders: list[str] = []
     try:
         for member in list_members(root, container, password(dataset)):
-            if member.name.endswith("/"):
-                listed_folders.append(member.name.rstrip("/"))
+            if member.folder:
+                listed_folders.append(member.name)
                 continue
             if not packed and is_archive(member.name):
                 continue  # a container of its own
