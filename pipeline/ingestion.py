@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from pipeline import releases
-from pipeline.archives import DamagedArchiveError, is_packed
+from pipeline.archives import Caps, DamagedArchiveError, is_packed
 from pipeline.catalogue import SEQUENCES, Release, by_reason, refusal_table
 from pipeline.errors import PipelineError, listing
 from pipeline.layouts import LAYOUTS, recognise
@@ -38,14 +38,16 @@ class Catalogue(NamedTuple):
     protocol: Protocol
 
 
-def ingest(dataset: Dataset, root: Path, split: str, workers: int) -> Catalogue:
+def ingest(
+    dataset: Dataset, root: Path, split: str, workers: int, caps: Caps | None = None
+) -> Catalogue:
     """Catalogue of the release below ``root``, whichever layout it has.
 
     Raises PipelineError where the root, an archive or the sequences found cannot serve; archives
     that cannot be opened are all named at once.
     """
     names, refused, empty = releases.containers(dataset, root)
-    scans = _scan_all(dataset, root, names, workers)
+    scans = _scan_all(dataset, root, names, workers, caps)
     seen = sum(scan.seen for scan in scans) + sum(refusal.frames for refusal in refused)
     refused += [refusal for scan in scans for refusal in scan.refused]
     found = [found for scan in scans for found in scan.found]
@@ -239,10 +241,12 @@ def _introduce(dataset: Dataset, root: Path, layout: Layout, containers: int) ->
     )
 
 
-def _scan_all(dataset: Dataset, root: Path, names: list[str], workers: int) -> list[Scan]:
+def _scan_all(
+    dataset: Dataset, root: Path, names: list[str], workers: int, caps: Caps | None
+) -> list[Scan]:
     scans: list[Scan] = []
     broken: list[DamagedArchiveError] = []
-    work = partial(_scan_or_damage, dataset, root)
+    work = partial(_scan_or_damage, dataset, root, caps)
     with Progress(f"{dataset}: listing", len(names), "containers") as progress:
         for outcome in map_in_order(work, names, workers, progress.advance):
             if isinstance(outcome, Scan):
@@ -254,9 +258,11 @@ def _scan_all(dataset: Dataset, root: Path, names: list[str], workers: int) -> l
     return scans
 
 
-def _scan_or_damage(dataset: Dataset, root: Path, container: str) -> Scan | DamagedArchiveError:
+def _scan_or_damage(
+    dataset: Dataset, root: Path, caps: Caps | None, container: str
+) -> Scan | DamagedArchiveError:
     try:
-        return releases.scan(dataset, root, container, recognise)
+        return releases.scan(dataset, root, container, recognise, caps)
     except DamagedArchiveError as error:
         return error
     finally:

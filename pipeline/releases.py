@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.archives import (
+    Caps,
     DamagedArchiveError,
     Member,
     WrongPasswordError,
@@ -16,6 +17,7 @@ from pipeline.archives import (
     is_archive,
     is_packed,
     list_members,
+    printable,
 )
 from pipeline.errors import PipelineError, listing
 from pipeline.settings import Dataset
@@ -100,7 +102,7 @@ def containers(dataset: Dataset, root: Path) -> tuple[list[str], list[Refusal], 
         below.sort()
         relative = Path(folder).relative_to(root).as_posix()
         refused += [
-            Refusal(relative, name, "a link to a folder")
+            Refusal(printable(relative), printable(name), "a link to a folder")
             for name in below
             if os.path.islink(os.path.join(folder, name))
         ]
@@ -108,6 +110,10 @@ def containers(dataset: Dataset, root: Path) -> tuple[list[str], list[Refusal], 
         for name in sorted(files):
             path = name if relative == "." else f"{relative}/{name}"
             if is_archive(name):
+                if path != printable(path):
+                    reason = "a name that is not text (UTF-8)"
+                    refused.append(Refusal(printable(relative), printable(name), reason))
+                    continue
                 try:
                     inside, others = archive_containers(root, path, password(dataset))
                 except DamagedArchiveError as error:
@@ -119,9 +125,13 @@ def containers(dataset: Dataset, root: Path) -> tuple[list[str], list[Refusal], 
                     refused.append(Refusal(path, "", "the archive is empty", frames=0))
             elif path != DESCRIPTION:
                 loose += 1
-        if loose:
+        hollow = not below and not files
+        if (loose or hollow) and relative != printable(relative):
+            reason = "a folder's name that is not text (UTF-8)"
+            refused.append(Refusal(printable(relative), "", reason, frames=loose))
+        elif loose:
             found.append(relative)
-        elif not below and not files:
+        elif hollow:
             empty.append(relative)
     if broken:
         raise cannot_be_read(dataset, root, broken)
@@ -157,6 +167,7 @@ def scan(
     root: Path,
     container: str,
     recognise: Callable[[str], tuple[str, tuple[str, str, str]] | None],
+    caps: Caps | None = None,
 ) -> Scan:
     """List one container and sort its members into sequences and refusals.
 
@@ -172,7 +183,7 @@ def scan(
     seen_names: set[str] = set()
     listed_folders: list[str] = []
     try:
-        for member in list_members(root, container, password(dataset)):
+        for member in list_members(root, container, password(dataset), caps):
             if member.folder:
                 listed_folders.append(member.name)
                 continue
@@ -196,15 +207,17 @@ def scan(
             last = (layout, subject, sequence, view, path.rpartition("/")[0])
             folders[last].append(member)
     except DamagedArchiveError as error:
-        if container.endswith(".7z") or isinstance(error, WrongPasswordError):
+        if container.lower().endswith(".7z") or isinstance(error, WrongPasswordError):
             raise
         result.refused.append(
             Refusal(container, "", "the archive is damaged", error.reason, frames=0)
         )
-        if last is not None:
-            cut = folders.pop(last)
+        # where only a checksum over all of it fails, none can be trusted
+        lost = list(folders) if error.suspect else [last] if last is not None else []
+        for key in lost:
+            cut = folders.pop(key)
             result.refused.append(
-                Refusal(container, last[4], "cut off by the damage", "", len(cut), *last[1:4])
+                Refusal(container, key[4], "cut off by the damage", "", len(cut), *key[1:4])
             )
     result.empty = _without_members(listed_folders, seen_names)
     if not result.seen and not result.refused:

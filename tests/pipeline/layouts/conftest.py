@@ -1,5 +1,6 @@
 """Roots of every layout, in every packing."""
 
+import gzip
 import io
 import tarfile
 from collections import defaultdict
@@ -18,7 +19,7 @@ from pipeline.tables import KEY
 Files = dict[str, bytes]
 Pack = Callable[[Path, Files], None]
 
-PACKINGS = ["tree", "deeper tree", "7z", "zip of tars"]
+PACKINGS = ["tree", "deeper tree", "7z", "zip", "tar", "tar.gz", "zip of tars", "zip of tar.gz"]
 
 
 @pytest.fixture(params=PACKINGS)
@@ -43,12 +44,24 @@ def pack(
         parts: dict[str, Files] = defaultdict(dict)
         for path, content in files.items():
             parts[path.partition("/")[0]][path] = content
+        root.mkdir(exist_ok=True)
         if request.param == "zip of tars":
-            tars = {f"{name}.tar": _tar(part) for name, part in parts.items()}
+            write_zip(root / "release.zip", {f"{n}.tar": _tar(part) for n, part in parts.items()})
+            return
+        if request.param == "zip of tar.gz":
+            tars = {f"{name}.tar.gz": gzip.compress(_tar(part)) for name, part in parts.items()}
             write_zip(root / "release.zip", tars)
             return
-        root.mkdir(exist_ok=True)
         for name, part in parts.items():
+            if request.param == "zip":
+                write_zip(root / f"{name}.zip", part)
+                continue
+            if request.param == "tar":
+                (root / f"{name}.TAR").write_bytes(_tar(part))
+                continue
+            if request.param == "tar.gz":
+                (root / f"{name}.tar.gz").write_bytes(gzip.compress(_tar(part)))
+                continue
             extracted = tmp_path_factory.mktemp("extracted")
             tree(extracted, part)
             with py7zr.SevenZipFile(root / f"{name}.7z", "w") as archive:
