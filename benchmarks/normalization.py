@@ -92,7 +92,7 @@ def _workers(contents: list[bytes], quick: bool) -> Row:
         root, folder = Path(temporary) / "release", Path(temporary) / "silhouettes"
         _write_release(root, contents, frames)
         with _quiet():
-            sequences, _ = ingest("oumvlp", root, "published", workers=0)
+            sequences, *_ = ingest("oumvlp", root, "published", workers=0)
             timings = interleaved(
                 {
                     str(workers): lambda workers=workers: _normalize(

@@ -1,15 +1,17 @@
 """The catalogue: one row per sequence of a release, and a row for everything refused.
 
-``<folder>/sequences.parquet`` and ``<folder>/refusals.parquet``; no pixels are copied.
+``<folder>/sequences.parquet``, ``<folder>/refusals.parquet`` and ``<folder>/release.json``; no
+pixels are copied.
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 
+from pipeline.files import write_json
 from pipeline.releases import Refusal
 from pipeline.tables import KEY, read_table, write_table
 
@@ -47,10 +49,27 @@ REFUSALS = pa.schema(
 )
 
 
-def write_catalogue(folder: Path, sequences: pd.DataFrame, refusals: pd.DataFrame) -> None:
-    """Write both tables; column order and types are those of the schemas above."""
+@dataclass(frozen=True)
+class Release:
+    """What was found as a whole; the content of release.json."""
+
+    layout: str
+    containers: int
+    files_seen: int
+    """Frames catalogued and files refused."""
+
+    expected: dict[str, int]
+    """Counts of a complete release, as far as they are known: subjects, train_subjects,
+    val_subjects, test_subjects, and views as the view column tells them apart."""
+
+
+def write_catalogue(
+    folder: Path, sequences: pd.DataFrame, refusals: pd.DataFrame, release: Release
+) -> None:
+    """Write both tables, with the schemas' column order and types, and release.json."""
     write_table(folder / "sequences.parquet", sequences, SEQUENCES)
     write_table(folder / "refusals.parquet", refusals, REFUSALS)
+    write_json(folder / "release.json", asdict(release))
 
 
 def read_sequences(folder: Path, columns: list[str] | None = None) -> pd.DataFrame:

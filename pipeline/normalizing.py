@@ -18,7 +18,7 @@ import pandas as pd
 
 from gaitgl.silhouettes import normalize_sequence
 from pipeline import releases
-from pipeline.archives import DamagedArchiveError, WrongPasswordError, read_members
+from pipeline.archives import Caps, DamagedArchiveError, WrongPasswordError, read_members
 from pipeline.catalogue import REFUSALS, by_reason, refusal_table
 from pipeline.errors import PipelineError
 from pipeline.files import write_json
@@ -76,6 +76,7 @@ def normalize(
     min_foreground: int,
     min_frames: int,
     workers: int,
+    caps: Caps | None = None,
 ) -> None:
     """Fill ``folder`` with shards, ``index.parquet``, ``refusals.parquet`` and ``counts.json``.
 
@@ -83,7 +84,9 @@ def normalize(
     cut from the catalogue, not by worker. Raises PipelineError where nothing usable is left.
     """
     tasks = list(_tasks(sequences))
-    work = partial(_normalize_task, dataset, root, folder, min_foreground, min_frames)
+    work = partial(
+        _normalize_task, dataset, root, folder, min_foreground, min_frames, caps or Caps()
+    )
     index: list[dict[str, object]] = []
     refused: list[Refusal] = []
     frames_in = int(sequences["n_frames"].sum())
@@ -160,15 +163,23 @@ def _tasks(sequences: pd.DataFrame) -> Iterator[Task]:
 
 
 def _normalize_task(
-    dataset: Dataset, root: Path, folder: Path, min_foreground: int, min_frames: int, task: Task
+    dataset: Dataset,
+    root: Path,
+    folder: Path,
+    min_foreground: int,
+    min_frames: int,
+    caps: Caps,
+    task: Task,
 ) -> Outcome:
+    os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(caps.max_pixels)  # read at the first decode
     cv2.setNumThreads(1)  # the processes are the parallelism
     outcome = Outcome(task.shard)
     rows: list[tuple[StoredSequence, str]] = []
     for container, jobs in task.containers:
         reader = _ContainerReader(container, jobs, min_foreground, min_frames)
         try:
-            read_members(root, container, reader.wanted, releases.password(dataset), reader.take)
+            password = releases.password(dataset)
+            read_members(root, container, reader.wanted, password, reader.take, caps)
         except WrongPasswordError as error:
             advice = releases.password_advice(dataset)
             raise PipelineError(f"data.{dataset}.root = {root}: {error}.\n{advice}") from None
@@ -177,6 +188,8 @@ def _normalize_task(
             outcome.refused.append(
                 Refusal(container, "", "the archive is damaged", error.reason, frames=0)
             )
+            if error.suspect:
+                reader.distrust()
             reader.refuse_pending("the archive is damaged", error.reason)
         reader.refuse_pending("the frame is gone from the archive", "the release has changed")
         rows += reader.rows
@@ -241,6 +254,14 @@ class _ContainerReader:
                 )
             )
         self._contents = {}
+
+    def distrust(self) -> None:
+        """Take back all that was read: which part of it the damage changed, nobody knows."""
+        members = {job.key: job.members for job in self._job_of.values()}
+        done = set(members) - set(self._contents)
+        report(-sum(len(members[key]) for key in done))
+        self._contents |= {key: {} for key in done}
+        self.rows, self.refused = [], []
 
     def _finish(self, job: Job, contents: dict[str, bytes]) -> None:
         report(len(job.members))

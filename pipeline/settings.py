@@ -33,7 +33,8 @@ class Section(BaseModel):
 class Oumvlp(Section):
     root: Annotated[str, Field(min_length=1)]
     """Folder with what the owners of OUMVLP hand out: Silhouette_<view>-<sequence>.7z, those
-    archives extracted, or <subject>/<sequence>/<view>/<frame>.png."""
+    archives extracted, or <subject>/<sequence>/<view>/<frame>.png. Or other data to pretrain on, in
+    any layout of docs/layouts.md."""
 
     split: ClassVar[str] = "published"
     """Odd ids are trained on, even ids tested: there is only one, so it is no setting."""
@@ -41,11 +42,13 @@ class Oumvlp(Section):
 
 class CasiaE(Section):
     root: Annotated[str, Field(min_length=1)]
-    """Folder with what the owners of CASIA-E hand out: the three zips, or forTrain/ extracted."""
+    """Folder with what the owners of CASIA-E hand out: the three zips, forTrain/ extracted, or the
+    HID competition's train/, test_gallery/ and test_probe/. Or other data to fine-tune on, in any
+    layout of docs/layouts.md."""
 
     split: Literal["release", "opengait"]
     """Who is trained on: subjects 1-500, 501-614 kept for validation, the rest for the test
-    (release); or subjects 1-200, the rest for the test (opengait)."""
+    (release); or subjects 1-200, the rest for the test (opengait). Other layouts have their own."""
 
 
 class Data(Section):
@@ -54,6 +57,22 @@ class Data(Section):
 
     def __getitem__(self, dataset: Dataset) -> Oumvlp | CasiaE:
         return self.casia_e if dataset == "casia_e" else self.oumvlp
+
+
+class Ingest(Section):
+    """How much of an archive is read, so that a hostile one cannot fill memory or disk."""
+
+    max_frame_bytes: Positive
+    """A member larger than this, unpacked, is refused (bytes; OUMVLP's frames: about 8 000)."""
+
+    max_archive_bytes: Positive
+    """An archive that unpacks to more than this is given up (bytes)."""
+
+    max_members: Positive
+    """An archive, or a folder, that holds more members than this is given up."""
+
+    max_pixels: Positive
+    """A picture of more pixels than this is refused, undecoded (OUMVLP's frames: 1.3 million)."""
 
 
 class Normalize(Section):
@@ -184,6 +203,7 @@ class Settings(Section):
     """Where initial weights, batches and clips come from."""
 
     data: Data
+    ingest: Ingest
     normalize: Normalize
     model: Model
     pretrain: Pretrain
@@ -199,7 +219,7 @@ class Settings(Section):
         try:
             settings = cls.model_validate(tree)
         except ValidationError as error:
-            problems += [_explain(item, cls) for item in error.errors()]
+            problems += [explain(item, cls) for item in error.errors()]
         problems += _cross_checks(tree)
         if problems:
             lines = "\n".join(f"  {problem}" for problem in problems)
@@ -236,7 +256,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _explain(error: Any, root: type[BaseModel]) -> str:
+def explain(error: Any, root: type[BaseModel]) -> str:
     """One pydantic error as `full.key[0]: what is wrong`."""
     location = error["loc"]
     key = ""

@@ -52,6 +52,7 @@ def run_training(
     model: GaitGL,
     config: GaitGLConfig,
     store: SilhouetteStore,
+    catalogue: Path,
     folder: Path,
     training: Training,
     seed: int,
@@ -62,8 +63,9 @@ def run_training(
     """Train, record the run, and make ``folder`` with checkpoint.safetensors and history.csv.
 
     ``params`` is what the run shows; ``upstream`` holds the digest of each checkpoint that this
-    training starts from, under its stage's name. On one CPU, with one number of threads, the files'
-    bytes depend on settings and inputs alone, however often the training was killed on the way.
+    training starts from, under its stage's name; the protocol in ``catalogue`` is read for
+    validation only. On one CPU, with one number of threads, the files' bytes depend on settings and
+    inputs alone, however often the training was killed on the way.
     """
     device = choose_device(runtime.device)
     about = {
@@ -82,7 +84,7 @@ def run_training(
         _check_alike(world, state, training)
         _check_memory(stage, training, config, device, world)
         batches = _batches(store, training, seed, world, device)
-        validation = _validation(store, dataset, training)
+        validation = _validation(store, catalogue, training)
         optimizer = new_optimizer(place(model, device))
         loop = _Loop(
             stage,
@@ -178,10 +180,10 @@ def _batches(
         raise PipelineError(f"training cannot start: {error}") from None
 
 
-def _validation(store: SilhouetteStore, dataset: Dataset, training: Training) -> Validation | None:
+def _validation(store: SilhouetteStore, catalogue: Path, training: Training) -> Validation | None:
     if not training.validate_every:
         return None
-    return Validation(store, dataset, training.validation_subjects, training.precision)
+    return Validation(store, catalogue, training.validation_subjects, training.precision)
 
 
 @dataclass

@@ -5,6 +5,7 @@ python -m stages.normalize oumvlp|casia_e
 
 from pathlib import Path
 
+from pipeline.archives import Caps
 from pipeline.arguments import dataset_argument
 from pipeline.catalogue import read_sequences
 from pipeline.errors import run_stage
@@ -26,6 +27,7 @@ def main() -> None:
             settings.normalize.min_foreground,
             settings.normalize.min_frames,
             settings.runtime.workers,
+            Caps(**settings.ingest.model_dump()),
         )
 
 

@@ -52,7 +52,7 @@ BLACK = png(np.zeros((100, 80), np.uint8))
 
 def run(root: Path, folder: Path, sequences: pd.DataFrame | None = None, workers: int = 0) -> None:
     if sequences is None:
-        sequences, _ = ingest("oumvlp", root, "published", workers=0)
+        sequences, *_ = ingest("oumvlp", root, "published", workers=0)
     folder.mkdir()
     normalize("oumvlp", root, sequences, folder, 10_000, 3, workers)
 
@@ -267,7 +267,7 @@ def test_a_frame_gone_from_a_7z_costs_its_sequence(tmp_path: Path, write_7z: Wri
         for subject, sequence, _, name in [path.split("/")]
     }
     write_7z(tmp_path / "root" / "a.7z", members)
-    sequences, _ = ingest("oumvlp", tmp_path / "root", "published", workers=0)
+    sequences, *_ = ingest("oumvlp", tmp_path / "root", "published", workers=0)
     del members["Silhouette_090-01/00001/2.png"]
     write_7z(tmp_path / "root" / "a.7z", members)
     run(tmp_path / "root", tmp_path / "out", sequences)
@@ -305,7 +305,7 @@ def test_encrypted_archives_need_their_password(
     root = tmp_path / "root"
     write_7z(root / "a.7z", members, password="right one")
     monkeypatch.setenv("OUMVLP_PASSWORD", "hunter2-hunter2")
-    sequences, _ = ingest("oumvlp", root, "published", workers=0)  # names are not encrypted
+    sequences, *_ = ingest("oumvlp", root, "published", workers=0)  # names are not encrypted
     with pytest.raises(PipelineError) as raised:
         run(root, tmp_path / "wrong", sequences)
     assert "a.7z: wrong password" in str(raised.value)

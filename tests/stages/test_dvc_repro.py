@@ -248,7 +248,7 @@ def _empty(folder: Path) -> None:
     [
         (_spoil_test_galleries, ["gallery", "01"]),
         (_truncate, ["Silhouette_000-00.7z", "Download"]),
-        (_empty, ["data.oumvlp.root", "no archive"]),
+        (_empty, ["data.oumvlp.root", "Looked for", "no file"]),
     ],
 )
 def test_bad_releases_stop_repro_with_one_screen(

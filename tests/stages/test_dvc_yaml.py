@@ -52,7 +52,12 @@ def _file(stage: Any) -> Path:
 
 
 def _deps(stage: Any) -> set[str]:
-    return {dep.def_path for dep in stage.deps if dep.def_path.endswith(".py")}
+    """The code that a stage depends on; a package stands for all its files."""
+    found = set()
+    for path in (ROOT / dep.def_path for dep in stage.deps):
+        files = path.glob("*.py") if (path / "__init__.py").exists() else [path]
+        found |= {file.relative_to(ROOT).as_posix() for file in files if file.suffix == ".py"}
+    return found
 
 
 def _params(stage: Any) -> set[str]:
@@ -68,7 +73,9 @@ def _imports(path: Path) -> set[Path]:
             modules = [node.module, *(f"{node.module}.{name.name}" for name in node.names)]
         elif isinstance(node, ast.Import):
             modules = [name.name for name in node.names]
-        found |= {ROOT / f"{module.replace('.', '/')}.py" for module in modules}
+        for module in modules:
+            place = ROOT / module.replace(".", "/")
+            found |= {place.with_suffix(".py"), place / "__init__.py", place.parent / "__init__.py"}
     return {file for file in found if file.exists()}
 
 
@@ -101,6 +108,20 @@ def test_the_pages_template_reruns_describe_alone(stages: dict[str, Any]) -> Non
     for name, stage in stages.items():
         deps = {dep.def_path for dep in stage.deps if dep.def_path.endswith(".html")}
         assert deps == (templates if name.startswith("describe@") else set()), name
+
+
+def test_what_changes_a_protocol_only_is_not_normalized_anew(stages: dict[str, Any]) -> None:
+    part_read = {
+        "normalize": "sequences.parquet",
+        "embed": "protocol.json",
+        "evaluate": "protocol.json",
+    }
+    for name, stage in stages.items():
+        step, _, dataset = name.partition("@")
+        if step in part_read:
+            catalogue = f"data/{dataset}/catalogue"
+            read = {dep.def_path for dep in stage.deps if dep.def_path.startswith(catalogue)}
+            assert read == {f"{catalogue}/{part_read[step]}"}, name
 
 
 def test_plumbing_is_still_there() -> None:
