@@ -215,7 +215,7 @@ def test_good_frames_around_a_bad_one_keep_their_order(
     np.testing.assert_array_equal(SilhouetteStore(tmp_path / "out").read(0), expected)
 
 
-def test_a_7z_damaged_after_ingest_costs_what_lies_behind_the_damage(
+def test_a_7z_damaged_after_ingest_costs_what_the_damage_hit(
     release_roots: dict[Dataset, Path], catalogues: dict[Dataset, pd.DataFrame], tmp_path: Path
 ) -> None:
     root = shutil.copytree(release_roots["oumvlp"], tmp_path / "root")
@@ -231,7 +231,7 @@ def test_a_7z_damaged_after_ingest_costs_what_lies_behind_the_damage(
     assert set(refusals["container"]) == {name}
     assert reasons(tmp_path / "out")["the archive is damaged"] > 0
     lost = set(refusals.loc[refusals["frames"] > 0, "subject"])
-    assert lost == set(sorted(inside["subject"])[-len(lost) :])  # members are sorted by subject
+    assert lost < set(inside["subject"])
     assert 0 < len(lost) < len(inside)
     assert len(keys(tmp_path / "out")) == len(table) - len(lost)
 
