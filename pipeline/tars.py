@@ -186,7 +186,8 @@ def _entries(
                 if not entry.isdir():
                     yield entry, content
                 # a stream needs no list of what went by, nor of what was said for all entries
-                tar.members, tar.pax_headers = [], {}
+                tar.members = []  # type: ignore[attr-defined]
+                tar.pax_headers = {}
                 stream.allow(tar.offset + HEADER_BYTES)
                 entry = tar.next()
             stream.check_rest(tar.fileobj.read)
