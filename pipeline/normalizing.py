@@ -2,7 +2,7 @@
 
 import os
 
-# the cap is read at OpenCV's first decode; OUMVLP's frames have 1.3 million pixels
+# the cap is read when OpenCV is loaded; OUMVLP's frames have 1.3 million pixels
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**26))
 
 from collections import Counter, defaultdict
@@ -132,15 +132,20 @@ def _by_split(rows: pd.DataFrame) -> "Counter[str]":
     return Counter(rows["split"])
 
 
-def decode(content: bytes) -> Frame | None:
-    """An encoded picture as ``uint8 [H, W]`` grey levels, or None where it is none."""
+def decode(content: bytes, max_pixels: int = 2**26) -> Frame | None:
+    """An encoded picture as ``uint8 [H, W]`` grey levels, or None where it is none.
+
+    None also for more than ``max_pixels``; past 2**26 it is not even decoded.
+    """
     if not content:
         return None
     try:
         picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_GRAYSCALE)
     except cv2.error:  # larger than the cap on pixels
         return None
-    return None if picture is None else np.asarray(picture, np.uint8)
+    if picture is None or picture.size > max_pixels:
+        return None
+    return np.asarray(picture, np.uint8)
 
 
 def _tasks(sequences: pd.DataFrame) -> Iterator[Task]:
@@ -171,12 +176,11 @@ def _normalize_task(
     caps: Caps,
     task: Task,
 ) -> Outcome:
-    os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(caps.max_pixels)  # read at the first decode
     cv2.setNumThreads(1)  # the processes are the parallelism
     outcome = Outcome(task.shard)
     rows: list[tuple[StoredSequence, str]] = []
     for container, jobs in task.containers:
-        reader = _ContainerReader(container, jobs, min_foreground, min_frames)
+        reader = _ContainerReader(container, jobs, min_foreground, min_frames, caps.max_pixels)
         try:
             password = releases.password(dataset)
             read_members(root, container, reader.wanted, password, reader.take, caps)
@@ -216,10 +220,16 @@ class _ContainerReader:
     """Gathers frames as an archive yields them, and normalizes each sequence once it is whole."""
 
     def __init__(
-        self, container: str, jobs: tuple[Job, ...], min_foreground: int, min_frames: int
+        self,
+        container: str,
+        jobs: tuple[Job, ...],
+        min_foreground: int,
+        min_frames: int,
+        max_pixels: int,
     ) -> None:
         self._container = container
         self._min_foreground, self._min_frames = min_foreground, min_frames
+        self._max_pixels = max_pixels
         self._job_of = {member: job for job in jobs for member in job.members}
         self._contents: dict[tuple[str, str, str], dict[str, bytes]] = {job.key: {} for job in jobs}
         self.rows: list[tuple[StoredSequence, str]] = []
@@ -268,7 +278,7 @@ class _ContainerReader:
         pictures: list[Frame] = []
         names: list[str] = []
         for member in job.members:
-            picture = decode(contents[member])
+            picture = decode(contents[member], self._max_pixels)
             if picture is None:
                 self._refuse(job, member, "not a picture")
             else:
