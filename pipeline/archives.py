@@ -11,7 +11,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +96,7 @@ def list_members(root: Path, container: str, password: str | None) -> Iterator[M
 def read_members(
     root: Path,
     container: str,
-    wanted: set[str],
+    wanted: Collection[str],
     password: str | None,
     consume: Callable[[str, bytes], None],
 ) -> None:
@@ -232,14 +232,14 @@ class _ConsumerError(Exception):
 def _read_seven_zip(
     root: Path,
     container: str,
-    wanted: set[str],
+    wanted: Collection[str],
     password: str | None,
     consume: Callable[[str, bytes], None],
 ) -> None:
     frames = _Frames(consume)
     try:
         with _seven_zip(root, container, password) as archive:
-            archive.extract(targets=wanted, factory=frames)
+            archive.extract(targets=set(wanted), factory=frames)
         frames.finish()
     except _SEVEN_ZIP_ERRORS as error:
         # a member that passed its checksum was decrypted with the right password

@@ -14,11 +14,13 @@ ROOT = Path(__file__).parents[2]
 PLUMBING = {
     "pipeline/__init__.py",
     "pipeline/arguments.py",
+    "pipeline/cluster.py",
     "pipeline/errors.py",
     "pipeline/files.py",
     "pipeline/processes.py",
     "pipeline/profiling.py",
     "pipeline/progress.py",
+    "pipeline/run_folder.py",
     "pipeline/run_record.py",
     "pipeline/settings.py",
     "pipeline/stopping.py",
