@@ -86,10 +86,13 @@ def map_in_order(
                 f"{where}: the scheduler is gone ({_line(error)}). Start it and its workers, and "
                 "then this again: what is finished is kept."
             ) from None
-        except ImportError as error:
+        except (ImportError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "deserialization" not in str(error):
+                raise  # a task's own
             raise PipelineError(
-                f"{where}: a worker cannot load this project's code ({_line(error)}). Install it "
-                "there, or start workers in the project's folder with `python -m dask worker`."
+                f"{where}: scheduler or worker cannot load this project's code: {_line(error)}\n"
+                "Start them in the project's folder, with `python -m dask scheduler` and `python "
+                "-m dask worker`."
             ) from None
 
 
@@ -129,11 +132,25 @@ class _Remote(Generic[Task, Result]):
                 "Bring them to the same state, and start the workers anew."
             )
         amounts: list[int] = []
-        with reports_to(amounts.append):
+
+        def add(amount: int) -> None:
+            _end_if_unwanted()
+            amounts.append(amount)
+
+        with reports_to(add):
             try:
                 return self.function(task), sum(amounts)
             except PipelineError as error:
                 raise PipelineError(f"{here}: {error}") from None
+
+
+def _end_if_unwanted() -> None:
+    """Raise an error in a task whose stage was stopped: Dask itself lets it run to its end."""
+    from distributed import get_worker
+
+    worker = get_worker()
+    if worker.state.tasks[worker.get_current_task()].state == "cancelled":
+        raise CancelledError("the stage that started this task has ended")
 
 
 def _wait_for_a_worker(client: Any, where: str) -> None:

@@ -53,7 +53,8 @@ def main() -> None:
                 unfinished.folder,
                 settings.runtime.dask_scheduler,
             )
-        shutil.rmtree(unfinished.folder)
+        # a machine of a cluster that was thought dead may still write there
+        shutil.rmtree(unfinished.folder, ignore_errors=True)
 
 
 if __name__ == "__main__":
