@@ -89,7 +89,11 @@ def _code_of(stage: str) -> dict[str, str]:
     """Digests of the code that DVC reruns the stage for: what it finds changed is not resumed."""
     described = read_yaml(ROOT / "dvc.yaml")["stages"][stage]
     deps = described.get("do", described)["deps"]  # one for each dataset are described under `do`
-    return {path: sha256(ROOT / path) for path in deps if path.endswith(".py")}
+    code = [path for path in deps if path.endswith(".py")]
+    for package in (path for path in deps if (ROOT / path / "__init__.py").exists()):
+        files = sorted((ROOT / package).rglob("*.py"))
+        code += [path.relative_to(ROOT).as_posix() for path in files]
+    return {path: sha256(ROOT / path) for path in code}
 
 
 def _holder(path: Path) -> str:

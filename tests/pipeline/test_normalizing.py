@@ -64,7 +64,7 @@ def run(
     shards: Path | None = None,
 ) -> None:
     if sequences is None:
-        sequences, _ = ingest("oumvlp", root, "published", workers=0)
+        sequences, *_ = ingest("oumvlp", root, "published", workers=0)
     folder.mkdir()
     normalize("oumvlp", root, sequences, folder, 10_000, 3, workers, max_refused_share, shards)
 
@@ -279,7 +279,7 @@ def test_a_frame_gone_from_a_7z_costs_its_sequence(tmp_path: Path, write_7z: Wri
         for subject, sequence, _, name in [path.split("/")]
     }
     write_7z(tmp_path / "root" / "a.7z", members)
-    sequences, _ = ingest("oumvlp", tmp_path / "root", "published", workers=0)
+    sequences, *_ = ingest("oumvlp", tmp_path / "root", "published", workers=0)
     del members["Silhouette_090-01/00001/2.png"]
     write_7z(tmp_path / "root" / "a.7z", members)
     run(tmp_path / "root", tmp_path / "out", sequences)
@@ -317,7 +317,7 @@ def test_encrypted_archives_need_their_password(
     root = tmp_path / "root"
     write_7z(root / "a.7z", members, password="right one")
     monkeypatch.setenv("OUMVLP_PASSWORD", "hunter2-hunter2")
-    sequences, _ = ingest("oumvlp", root, "published", workers=0)  # names are not encrypted
+    sequences, *_ = ingest("oumvlp", root, "published", workers=0)  # names are not encrypted
     with pytest.raises(PipelineError) as raised:
         run(root, tmp_path / "wrong", sequences)
     assert "a.7z: wrong password" in str(raised.value)
@@ -437,7 +437,7 @@ def test_finished_shards_are_not_decoded_again(
 def test_a_kill_costs_the_shard_in_flight(
     slow_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded: list[int]
 ) -> None:
-    sequences, _ = ingest("oumvlp", slow_release, "published", workers=0)
+    sequences, *_ = ingest("oumvlp", slow_release, "published", workers=0)
     run(slow_release, tmp_path / "whole", sequences)
     decoded.clear()
     shards = tmp_path / "shards"
@@ -519,12 +519,12 @@ def test_an_archive_may_mix_its_sequences_up_to_a_bound(
     write_7z(
         tmp_path / "mixed" / "a.7z", mixed([(s, f) for f in reversed(frames) for s in subjects])
     )
-    sequences, _ = ingest("oumvlp", tmp_path / "in order", "published", workers=0)
+    sequences, *_ = ingest("oumvlp", tmp_path / "in order", "published", workers=0)
     run(tmp_path / "in order", tmp_path / "expected", sequences)
     one_sequence = len(frames) * 64 * 44
     monkeypatch.setattr(normalizing, "OPEN_BYTES", 8 * one_sequence)
     monkeypatch.setattr(finished_shards, "IN_MEMORY_BYTES", 1)
-    catalogue, _ = ingest("oumvlp", tmp_path / "mixed", "published", workers=0)
+    catalogue, *_ = ingest("oumvlp", tmp_path / "mixed", "published", workers=0)
     run(tmp_path / "mixed", tmp_path / "got", catalogue)
     assert content(tmp_path / "got") == content(tmp_path / "expected")
     monkeypatch.setattr(normalizing, "OPEN_BYTES", 8 * one_sequence - 1)
@@ -538,7 +538,7 @@ def test_an_archive_may_mix_its_sequences_up_to_a_bound(
 
 def test_a_sequence_without_frames_is_on_record(tmp_path: Path, write_tree: WriteFiles) -> None:
     write_tree(tmp_path / "root", RELEASE)
-    sequences, _ = ingest("oumvlp", tmp_path / "root", "published", workers=0)
+    sequences, *_ = ingest("oumvlp", tmp_path / "root", "published", workers=0)
     empty = sequences.iloc[[0]].assign(subject="00004", split="test", n_frames=0, bytes=0)
     empty["frames"] = [[]]
     sequences = pd.concat([sequences, empty], ignore_index=True)
@@ -591,7 +591,7 @@ def test_a_release_that_changes_while_it_is_read_stops_the_pipeline(
     members = mixed([(subject, frame) for subject in (1, 2) for frame in range(1, 5)])
     path = tmp_path / "root" / "a.7z"
     write_7z(path, members)
-    sequences, _ = ingest("oumvlp", tmp_path / "root", "published", workers=0)
+    sequences, *_ = ingest("oumvlp", tmp_path / "root", "published", workers=0)
     plan = normalizing.plan_tasks
 
     def meanwhile(*arguments: Any) -> "list[shard_plan.Task]":
@@ -642,7 +642,7 @@ from pipeline.ingestion import ingest
 from pipeline.normalizing import normalize
 if __name__ == "__main__":
     root, out = Path(sys.argv[1]), Path(sys.argv[2])
-    sequences, _ = ingest("casia_e", root, "release", workers=0)
+    sequences, *_ = ingest("casia_e", root, "release", workers=0)
     out.mkdir()
     normalize("casia_e", root, sequences, out, 1000, 3, 2)
     print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
