@@ -80,6 +80,13 @@ def finished_shard(folder: Path, number: int) -> FinishedShard | None:
     return None
 
 
+def forget_shard(folder: Path, number: int) -> None:
+    """Delete a shard, if it is there."""
+    shard = folder / shard_name(number)
+    shard.with_suffix(".json").unlink(missing_ok=True)  # first: without it the shard is none
+    shard.unlink(missing_ok=True)
+
+
 class ShardWriter:
     """Takes sequences of one task as they are finished, and writes each shard once it is whole.
 

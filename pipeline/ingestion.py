@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline import releases
-from pipeline.archives import DamagedArchiveError, WrongPasswordError
+from pipeline.archives import Caps, DamagedArchiveError, WrongPasswordError
 from pipeline.catalogue import SEQUENCES, by_reason, refusal_table
 from pipeline.errors import PipelineError, listing
 from pipeline.processes import map_in_order, report
@@ -17,7 +17,7 @@ from pipeline.settings import Dataset
 
 
 def ingest(
-    dataset: Dataset, root: Path, split: str, workers: int
+    dataset: Dataset, root: Path, split: str, workers: int, caps: Caps | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Catalogue and refusals of the release below ``root`` (columns: pipeline.catalogue).
 
@@ -25,7 +25,7 @@ def ingest(
     that cannot be opened are all named at once.
     """
     names, refused = releases.containers(dataset, root)
-    scans = _scan_all(dataset, root, names, workers)
+    scans = _scan_all(dataset, root, names, workers, caps)
     seen = sum(scan.seen for scan in scans) + sum(refusal.frames for refusal in refused)
     refused += [refusal for scan in scans for refusal in scan.refused]
     found, repeated = _without_repeats([found for scan in scans for found in scan.found])
@@ -81,10 +81,12 @@ def check_protocol(dataset: Dataset, sequences: pd.DataFrame) -> None:
         )
 
 
-def _scan_all(dataset: Dataset, root: Path, names: list[str], workers: int) -> list[Scan]:
+def _scan_all(
+    dataset: Dataset, root: Path, names: list[str], workers: int, caps: Caps | None
+) -> list[Scan]:
     scans: list[Scan] = []
     broken: list[DamagedArchiveError] = []
-    work = partial(_scan_or_damage, dataset, root)
+    work = partial(_scan_or_damage, dataset, root, caps)
     with Progress(f"{dataset}: listing", len(names), "containers") as progress:
         for outcome in map_in_order(work, names, workers, progress.advance):
             if isinstance(outcome, Scan):
@@ -102,9 +104,11 @@ def _scan_all(dataset: Dataset, root: Path, names: list[str], workers: int) -> l
     return scans
 
 
-def _scan_or_damage(dataset: Dataset, root: Path, container: str) -> Scan | DamagedArchiveError:
+def _scan_or_damage(
+    dataset: Dataset, root: Path, caps: Caps | None, container: str
+) -> Scan | DamagedArchiveError:
     try:
-        return releases.scan(dataset, root, container)
+        return releases.scan(dataset, root, container, caps)
     except DamagedArchiveError as error:
         return error
     finally:

@@ -11,10 +11,9 @@ import os
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**26))
 
 import errno
-import glob
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,11 +30,23 @@ import pyarrow.compute as pc
 
 from gaitgl.silhouettes import normalize_frame
 from pipeline import cluster, releases
-from pipeline.archives import DamagedArchiveError, WrongPasswordError, read_members
+from pipeline.archives import (
+    Caps,
+    DamagedArchiveError,
+    WrongPasswordError,
+    may_be_split,
+    read_members,
+)
 from pipeline.catalogue import REFUSALS, by_reason, refusal_table
 from pipeline.errors import PipelineError, listing
 from pipeline.files import fingerprint, write_json
-from pipeline.finished_shards import DAMAGED, FinishedShard, ShardWriter, finished_shard
+from pipeline.finished_shards import (
+    DAMAGED,
+    FinishedShard,
+    ShardWriter,
+    finished_shard,
+    forget_shard,
+)
 from pipeline.processes import map_in_order, report
 from pipeline.progress import Progress
 from pipeline.releases import Refusal
@@ -62,6 +73,7 @@ class Job:
     shards: Path
     min_foreground: int
     min_frames: int
+    caps: Caps
 
 
 def normalize(
@@ -75,20 +87,21 @@ def normalize(
     max_refused_share: float = 1.0,
     shards: Path | None = None,
     scheduler: str = "",
+    caps: Caps | None = None,
 ) -> None:
     """Fill ``folder`` with shards, ``index.parquet``, ``refusals.parquet`` and ``counts.json``.
 
-    The bytes depend on the release and on ``min_foreground`` and ``min_frames`` alone: shards are
-    cut from the catalogue. Those in the folder ``shards`` are finished and taken as they are: it
-    must be one for the same release, catalogue, settings and code (by default: none, and the
-    folder is removed at the end). With the address of a Dask ``scheduler`` its workers do the work
-    instead of ``workers`` processes. Raises PipelineError where nothing usable is left, or more
-    than ``max_refused_share`` of the frames is refused.
+    The bytes depend on the release, ``min_foreground``, ``min_frames`` and ``caps`` alone: shards
+    are cut from the catalogue. Those in the folder ``shards`` are finished and taken as they are:
+    it must be one for the same release, catalogue, settings and code (by default it is a new one,
+    removed at the end). With the address of a Dask ``scheduler`` its workers do the work instead
+    of ``workers`` processes. Raises PipelineError where nothing usable is left, or more than
+    ``max_refused_share`` of the frames is refused.
     """
     own = folder / "shards" if shards is None else shards
     own.mkdir(parents=True, exist_ok=True)
     # only workers elsewhere have another current folder; else messages name what was written
-    job = Job(dataset, root, own, min_foreground, min_frames)
+    job = Job(dataset, root, own, min_foreground, min_frames, caps or Caps())
     if scheduler:
         job = replace(job, root=root.absolute(), shards=own.absolute())
     finished = _finish_shards(job, sequences, workers, scheduler)
@@ -171,7 +184,7 @@ def check_accounts(
 
 def release_state(root: Path, sequences: pd.DataFrame) -> str:
     """Fingerprint of name, size and time of change of every archive and folder with frames."""
-    files = {path for name in sequences["container"].unique() for path in _files_of(root, name)}
+    files = {_file_of(root, name) for name in sequences["container"].unique()}
     states = {}
     for path in sorted(files):
         state = path.stat()
@@ -196,7 +209,7 @@ def _finish_shards(
     frames = np.bincount(plan["shard"], plan["n_frames"]).astype(int)  # of each shard
     frames_in, n_shards = int(frames.sum()), len(frames)
     tasks = []
-    for task in plan_tasks(plan, _may_be_split):
+    for task in plan_tasks(plan, may_be_split):
         there = sorted(set(task.shards).difference(_to_do(job.shards, task)))
         tasks.append(replace(task, done=int(frames[there].sum())))
     done = sum(task.done for task in tasks)
@@ -239,24 +252,18 @@ def _to_do(shards: Path, task: Task) -> list[int]:
     return sorted(set(task.shards).difference(shard.number for shard in finished))
 
 
-def _may_be_split(container: str) -> bool:
-    """Whether parts of a container can be read without reading what lies before them."""
-    return not container.lower().endswith((".7z", ".tar", ".tgz", ".gz", ".001"))
-
-
-def _files_of(root: Path, container: str) -> list[Path]:
-    """The archive (its parts, if it is split into volumes) or the folder that a container is."""
+def _file_of(root: Path, container: str) -> Path:
+    """The archive that a container is or lies in, or the folder that it is."""
     path = root / container
     while path != root and not path.exists():
         path = path.parent  # of a tar inside a zip, or gone
-    if path.suffix == ".001":
-        return sorted(path.parent.glob(f"{glob.escape(path.stem)}.[0-9][0-9][0-9]"))
-    return [path]
+    return path
 
 
 def _bytes_of(root: Path, container: str) -> int:
     """Size of the archive that a container is or lies in; 0 for a folder or where it is gone."""
-    return sum(path.stat().st_size for path in _files_of(root, container) if path.is_file())
+    path = _file_of(root, container)
+    return path.stat().st_size if path.is_file() else 0
 
 
 def _link(source: Path, target: Path) -> None:
@@ -280,37 +287,70 @@ def decode(content: bytes) -> Frame | None:
     return None if picture is None else np.asarray(picture, np.uint8)
 
 
+class _DistrustError(Exception):
+    """A container's checksum shows that something read from it is wrong, and nobody knows what."""
+
+    def __init__(self, container: str, reason: str, not_read: int) -> None:
+        super().__init__(container)
+        self.container, self.reason, self.not_read = container, reason, not_read
+
+
 def _normalize_task(job: Job, task: Task) -> None:
     """Make the shards of a task that are not there yet."""
+    os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(job.caps.max_pixels)  # read at the first decode
     cv2.setNumThreads(1)  # the processes are the parallelism
     releases.check_root(job.dataset, job.root)
     rows = read_plan(job.shards / PLAN, task)
     todo = _to_do(job.shards, task)
-    rows = rows.filter(pc.is_in(rows["shard"], pa.array(todo, pa.int32())))
-    # finished since the start, by a worker that then died
-    report(task.frames - task.done - (pc.sum(rows["n_frames"]).as_py() or 0))
-    if not todo:
-        return
+    reported = task.done
+    distrusted: dict[str, str] = {}
+    while todo:
+        part = rows.filter(pc.is_in(rows["shard"], pa.array(todo, pa.int32())))
+        # what is finished, maybe since the start by a worker that then died
+        report(task.frames - reported - pc.sum(part["n_frames"]).as_py())
+        try:
+            _make_shards(job, part, distrusted)
+            return
+        except _DistrustError as error:
+            distrusted[error.container] = error.reason
+            # shards that were finished before the checksum was reached hold such frames, too
+            for number in task.shards:
+                forget_shard(job.shards, number)
+            todo, reported = list(task.shards), task.frames - error.not_read
+    report(task.frames - reported)
+
+
+def _make_shards(job: Job, rows: pa.Table, distrusted: dict[str, str]) -> None:
+    not_read = pc.sum(rows["n_frames"]).as_py()
     with ShardWriter(job.shards, Counter(rows["shard"].to_pylist())) as writer:
         for part in _by_container(rows):
-            _normalize_container(job, part, writer)
+            container: str = part["container"][0].as_py()
+            not_read -= pc.sum(part["n_frames"]).as_py()
+            reader = _ContainerReader(job, container, part, writer)
+            if container in distrusted:
+                reason = distrusted[container]
+                writer.note(Refusal(container, "", DAMAGED, reason, frames=0))
+                reader.refuse_pending(DAMAGED, reason)
+                continue
+            _check_same(job, container, part["container_bytes"][0].as_py())
+            try:
+                _read(job, container, reader)
+            except DamagedArchiveError as error:
+                # said even where every sequence came through: damage may show after the last
+                writer.note(Refusal(container, "", DAMAGED, error.reason, frames=0))
+                reader.refuse_pending(DAMAGED, error.reason)
+                if error.suspect:
+                    raise _DistrustError(container, error.reason, not_read) from None
+            reader.refuse_pending("the frame is gone from the archive", "the release has changed")
 
 
-def _normalize_container(job: Job, rows: pa.Table, writer: ShardWriter) -> None:
-    container: str = rows["container"][0].as_py()
-    _check_same(job, container, rows["container_bytes"][0].as_py())
-    reader = _ContainerReader(job, container, rows, writer)
+def _read(job: Job, container: str, reader: "_ContainerReader") -> None:
     password = releases.password(job.dataset)
     try:
-        read_members(job.root, container, reader.wanted, password, reader.take)
+        read_members(job.root, container, reader.wanted(), password, reader.take, job.caps)
     except WrongPasswordError as error:
         advice = releases.password_advice(job.dataset)
         raise PipelineError(f"data.{job.dataset}.root = {job.root}: {error}.\n{advice}") from None
-    except DamagedArchiveError as error:
-        # said even where every sequence came through: damage may show after the last of them
-        writer.note(Refusal(container, "", DAMAGED, error.reason, frames=0))
-        reader.refuse_pending(DAMAGED, error.reason)
-    reader.refuse_pending("the frame is gone from the archive", "the release has changed")
 
 
 def _by_container(rows: pa.Table) -> Iterator[pa.Table]:
@@ -379,9 +419,17 @@ class _ContainerReader:
 
         self._open: dict[int, _Sequence] = {}
         self._open_bytes = 0
-        self.wanted: Collection[str] = _Wanted(self)
 
-    def missing(self, folder: str) -> dict[str, tuple[int, int]]:
+    def wanted(self) -> set[str]:
+        """Names of all members that are to come."""
+        return {
+            f"{folder}{name}"
+            for folder, rows in self._untouched.items()
+            for row in rows
+            for name in self._rows["frames"][row].as_py()
+        }
+
+    def _missing_in(self, folder: str) -> dict[str, tuple[int, int]]:
         """Row and position of a folder's frames that are yet to come."""
         if folder in self._untouched:
             rows = self._untouched.pop(folder)
@@ -392,17 +440,11 @@ class _ContainerReader:
             }
         return self._missing.get(folder, {})
 
-    def all_missing(self) -> Iterator[str]:
-        for folder, rows in self._untouched.items():
-            for row in rows:
-                yield from (f"{folder}{name}" for name in self._rows["frames"][row].as_py())
-        for folder, names in self._missing.items():
-            yield from (f"{folder}{name}" for name in names)
-
     def take(self, member: str, content: bytes) -> None:
         """A frame has come; raises PipelineError where too many sequences are open at once."""
-        folder, name = _folder_and_name(member)
-        missing = self.missing(folder)
+        end = member.rfind("/") + 1
+        folder, name = member[:end], member[end:]
+        missing = self._missing_in(folder)
         if name not in missing:
             return  # a repeated name: ingest has refused the second
         row, position = missing.pop(name)
@@ -418,7 +460,7 @@ class _ContainerReader:
     def refuse_pending(self, reason: str, detail: str) -> None:
         """Refuse every sequence that is not whole; a part of a walk is not that walk."""
         for folder in list(self._untouched):
-            self.missing(folder)
+            self._missing_in(folder)
         for folder, missing in self._missing.items():
             for row in dict.fromkeys(row for row, _ in missing.values()):
                 sequence = self._sequence(row)
@@ -469,27 +511,3 @@ class _ContainerReader:
     ) -> None:
         refusal = Refusal(self._container, member, reason, detail, frames, *sequence.key)
         self._writer.refuse(sequence.shard, [refusal])
-
-
-class _Wanted(Collection[str]):
-    """The names of the members that a reader waits for, without holding all of them in memory."""
-
-    def __init__(self, reader: _ContainerReader) -> None:
-        self._reader = reader
-
-    def __contains__(self, member: object) -> bool:
-        if not isinstance(member, str):
-            return False
-        folder, name = _folder_and_name(member)
-        return name in self._reader.missing(folder)
-
-    def __iter__(self) -> Iterator[str]:
-        return self._reader.all_missing()
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-
-def _folder_and_name(member: str) -> tuple[str, str]:
-    end = member.rfind("/") + 1
-    return member[:end], member[end:]

@@ -12,11 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.archives import (
+    Caps,
     DamagedArchiveError,
     Member,
     WrongPasswordError,
-    inner_tars,
+    archive_containers,
+    is_archive,
+    is_packed,
     list_members,
+    printable,
 )
 from pipeline.errors import PipelineError
 from pipeline.settings import Dataset
@@ -113,29 +117,30 @@ def containers(dataset: Dataset, root: Path) -> tuple[list[str], list[Refusal]]:
         below.sort()
         relative = Path(folder).relative_to(root).as_posix()
         refused += [
-            Refusal(relative, name, "a link to a folder")
+            Refusal(printable(relative), printable(name), "a link to a folder")
             for name in below
             if os.path.islink(os.path.join(folder, name))
         ]
         loose = 0
         for name in sorted(files):
             path = name if relative == "." else f"{relative}/{name}"
-            if name.endswith(".7z"):
-                found.append(path)
-            elif name.endswith(".zip"):
+            if is_archive(name) and path == printable(path):
                 try:
-                    tars, others = inner_tars(root, path)
+                    inner, others = archive_containers(root, path, password(dataset))
                 except DamagedArchiveError as error:
                     broken.append(str(error))
                     continue
-                found += tars
+                found += inner
                 refused += [Refusal(path, m.name, m.refusal) for m in others]
-                if not tars and not others:
+                if not inner and not others:
                     refused.append(Refusal(path, "", "the archive is empty", frames=0))
             else:
                 loose += 1
-        if loose:
+        if loose and relative == printable(relative):
             found.append(relative)
+        elif loose:
+            reason = "a folder's name that is not text (UTF-8)"
+            refused.append(Refusal(printable(relative), "", reason, frames=loose))
     if broken:
         raise PipelineError(
             f"{where}: {len(broken)} archive(s) cannot be opened:\n"
@@ -157,7 +162,7 @@ def check_root(dataset: Dataset, root: Path) -> None:
         )
 
 
-def scan(dataset: Dataset, root: Path, container: str) -> Scan:
+def scan(dataset: Dataset, root: Path, container: str, caps: Caps | None = None) -> Scan:
     """List one container and sort its members into sequences and refusals.
 
     Raises WrongPasswordError, and DamagedArchiveError for a 7z, whose list is all or nothing. A tar
@@ -166,11 +171,11 @@ def scan(dataset: Dataset, root: Path, container: str) -> Scan:
     result = Scan()
     folders: dict[tuple[str, str, str, str], list[Member]] = defaultdict(list)
     last: tuple[str, str, str, str] | None = None
-    archive = container.endswith((".7z", ".tar"))
+    archive = is_packed(container)
     seen_names: set[str] = set()
     try:
-        for member in list_members(root, container, password(dataset)):
-            if not archive and member.name.endswith((".7z", ".zip")):
+        for member in list_members(root, container, password(dataset), caps):
+            if not archive and is_archive(member.name):
                 continue  # a container of its own
             result.seen += 1
             path = member.name if archive else f"{container}/{member.name}"
@@ -189,15 +194,17 @@ def scan(dataset: Dataset, root: Path, container: str) -> Scan:
             last = (subject, sequence, view, path.rpartition("/")[0])
             folders[last].append(member)
     except DamagedArchiveError as error:
-        if container.endswith(".7z") or isinstance(error, WrongPasswordError):
+        if container.lower().endswith(".7z") or isinstance(error, WrongPasswordError):
             raise
         result.refused.append(
             Refusal(container, "", "the archive is damaged", error.reason, frames=0)
         )
-        if last is not None:
-            cut = folders.pop(last)
+        # where only a checksum over all of it fails, none can be trusted
+        lost = list(folders) if error.suspect else [last] if last is not None else []
+        for key in lost:
+            cut = folders.pop(key)
             result.refused.append(
-                Refusal(container, last[3], "cut off by the damage", "", len(cut), *last[:3])
+                Refusal(container, key[3], "cut off by the damage", "", len(cut), *key[:3])
             )
     if not result.seen and not result.refused:
         result.refused.append(Refusal(container, "", "the archive is empty", frames=0))
@@ -220,7 +227,7 @@ def scan(dataset: Dataset, root: Path, container: str) -> Scan:
 
 def member_name(container: str, folder: str, frame: str) -> str:
     """The name under which ``pipeline.archives`` knows a frame of the catalogue."""
-    return f"{folder}/{frame}" if container.endswith((".7z", ".tar")) else frame
+    return f"{folder}/{frame}" if is_packed(container) else frame
 
 
 def split_of(dataset: Dataset, subject: str, split: str) -> str:

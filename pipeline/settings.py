@@ -56,6 +56,22 @@ class Data(Section):
         return self.casia_e if dataset == "casia_e" else self.oumvlp
 
 
+class Ingest(Section):
+    """How much of an archive is read, so that a hostile one cannot fill memory or disk."""
+
+    max_frame_bytes: Positive
+    """A member larger than this, unpacked, is refused (bytes; OUMVLP's frames: about 8 000)."""
+
+    max_archive_bytes: Positive
+    """An archive that unpacks to more than this is given up (bytes)."""
+
+    max_members: Positive
+    """An archive, or a folder, that holds more members than this is given up."""
+
+    max_pixels: Positive
+    """A picture of more pixels than this is refused, undecoded (OUMVLP's frames: 1.3 million)."""
+
+
 class Normalize(Section):
     min_foreground: NotNegative
     """A frame whose pixels add up to this or less is refused (grey levels; GaitSet: 10 000)."""
@@ -187,6 +203,7 @@ class Settings(Section):
     """Where initial weights, batches and clips come from."""
 
     data: Data
+    ingest: Ingest
     normalize: Normalize
     model: Model
     pretrain: Pretrain

@@ -5,6 +5,7 @@ python -m stages.ingest oumvlp|casia_e
 
 from pathlib import Path
 
+from pipeline.archives import Caps
 from pipeline.arguments import dataset_argument
 from pipeline.catalogue import write_catalogue
 from pipeline.errors import run_stage
@@ -21,6 +22,7 @@ def main() -> None:
         Path(settings.data[dataset].root),
         settings.data[dataset].split,
         settings.runtime.workers,
+        Caps(**settings.ingest.model_dump()),
     )
     with new_folder(Path("data", dataset, "catalogue")) as folder:
         write_catalogue(folder, sequences, refusals)

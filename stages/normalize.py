@@ -5,8 +5,10 @@ python -m stages.normalize oumvlp|casia_e
 
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
+from pipeline.archives import Caps
 from pipeline.arguments import dataset_argument
 from pipeline.catalogue import read_sequences
 from pipeline.errors import run_stage
@@ -23,12 +25,14 @@ def main() -> None:
     root = Path(settings.data[dataset].root)
     catalogue = Path("data", dataset, "catalogue")
     sequences = read_sequences(catalogue)
+    caps = Caps(**settings.ingest.model_dump())
     # all that decides a shard's bytes
     identity = {
         "catalogue": sha256(catalogue / "sequences.parquet"),
         "release": release_state(root, sequences),
         "min_foreground": settings.normalize.min_foreground,
         "min_frames": settings.normalize.min_frames,
+        "ingest": asdict(caps),
     }
     unfinished = RunFolder(f"normalize-{dataset}", "normalize", identity)
     for folder, differs in unfinished.folders_of_others():
@@ -52,6 +56,7 @@ def main() -> None:
                 settings.normalize.max_refused_share,
                 unfinished.folder,
                 settings.runtime.dask_scheduler,
+                caps,
             )
         # a machine of a cluster that was thought dead may still write there
         shutil.rmtree(unfinished.folder, ignore_errors=True)

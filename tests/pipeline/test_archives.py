@@ -18,7 +18,6 @@ from pipeline.archives import (
     DamagedArchiveError,
     Member,
     WrongPasswordError,
-    inner_tars,
     list_members,
     read_members,
 )
