@@ -7,7 +7,7 @@ pipeline.finished_shards) until all of them are there.
 
 import os
 
-# the cap is read at OpenCV's first decode; OUMVLP's frames have 1.3 million pixels
+# the cap is read when OpenCV is loaded; OUMVLP's frames have 1.3 million pixels
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**26))
 
 import errno
@@ -84,10 +84,10 @@ def normalize(
     min_foreground: int,
     min_frames: int,
     workers: int,
+    caps: Caps | None = None,
     max_refused_share: float = 1.0,
     shards: Path | None = None,
     scheduler: str = "",
-    caps: Caps | None = None,
 ) -> None:
     """Fill ``folder`` with shards, ``index.parquet``, ``refusals.parquet`` and ``counts.json``.
 
@@ -276,15 +276,20 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def decode(content: bytes) -> Frame | None:
-    """An encoded picture as ``uint8 [H, W]`` grey levels, or None where it is none."""
+def decode(content: bytes, max_pixels: int = 2**26) -> Frame | None:
+    """An encoded picture as ``uint8 [H, W]`` grey levels, or None where it is none.
+
+    None also for more than ``max_pixels``; past 2**26 it is not even decoded.
+    """
     if not content:
         return None
     try:
         picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_GRAYSCALE)
     except cv2.error:  # larger than the cap on pixels
         return None
-    return None if picture is None else np.asarray(picture, np.uint8)
+    if picture is None or picture.size > max_pixels:
+        return None
+    return np.asarray(picture, np.uint8)
 
 
 class _DistrustError(Exception):
@@ -297,7 +302,6 @@ class _DistrustError(Exception):
 
 def _normalize_task(job: Job, task: Task) -> None:
     """Make the shards of a task that are not there yet."""
-    os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(job.caps.max_pixels)  # read at the first decode
     cv2.setNumThreads(1)  # the processes are the parallelism
     releases.check_root(job.dataset, job.root)
     rows = read_plan(job.shards / PLAN, task)
@@ -382,13 +386,13 @@ class _Sequence:
         self.refused: dict[int, str] = {}
         """Position and reason of each frame that is not kept."""
 
-    def put(self, position: int, content: bytes, min_foreground: int) -> None:
+    def put(self, job: Job, position: int, content: bytes) -> None:
         self.left -= 1
-        picture = decode(content)
+        picture = decode(content, job.caps.max_pixels)
         if picture is None:
             self.refused[position] = "not a picture"
             return
-        silhouette = normalize_frame(picture, HEIGHT, WIDTH, min_foreground=min_foreground)
+        silhouette = normalize_frame(picture, HEIGHT, WIDTH, job.min_foreground)
         if silhouette is None:
             self.refused[position] = "too little foreground"
         else:
@@ -451,7 +455,7 @@ class _ContainerReader:
         if not missing:
             del self._missing[folder]
         sequence = self._open.get(row) or self._begin(row)
-        sequence.put(position, content, self._job.min_foreground)
+        sequence.put(self._job, position, content)
         if not sequence.left:
             del self._open[row]
             self._open_bytes -= sequence.silhouettes.nbytes

@@ -53,10 +53,10 @@ def main() -> None:
                 settings.normalize.min_foreground,
                 settings.normalize.min_frames,
                 settings.runtime.workers,
+                caps,
                 settings.normalize.max_refused_share,
                 unfinished.folder,
                 settings.runtime.dask_scheduler,
-                caps,
             )
         # a machine of a cluster that was thought dead may still write there
         shutil.rmtree(unfinished.folder, ignore_errors=True)

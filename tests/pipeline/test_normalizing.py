@@ -66,7 +66,9 @@ def run(
     if sequences is None:
         sequences, *_ = ingest("oumvlp", root, "published", workers=0)
     folder.mkdir()
-    normalize("oumvlp", root, sequences, folder, 10_000, 3, workers, max_refused_share, shards)
+    normalize(
+        "oumvlp", root, sequences, folder, 10_000, 3, workers, None, max_refused_share, shards
+    )
 
 
 def refusals_of(folder: Path) -> pd.DataFrame:
@@ -372,7 +374,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one for each frame decoded in this process."""
     sizes: list[int] = []
 
-    def counting(picture: bytes) -> normalizing.Frame | None:
+    def counting(picture: bytes, max_pixels: int) -> normalizing.Frame | None:
         sizes.append(len(picture))
         return decode(picture)
 
@@ -387,7 +389,7 @@ class Killed(BaseException):
 def kill_at_frame(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     left = iter(range(number))
 
-    def dying(picture: bytes) -> normalizing.Frame | None:
+    def dying(picture: bytes, max_pixels: int) -> normalizing.Frame | None:
         if next(left, None) is None:
             raise Killed
         return decode(picture)
@@ -406,7 +408,7 @@ def test_finished_shards_are_not_decoded_again(
     dataset: Dataset,
 ) -> None:
     arguments = (dataset, release_roots[dataset], catalogues[dataset])
-    rules = (10_000, 3, 0, 1.0)
+    rules = (10_000, 3, 0, None, 1.0)
     (tmp_path / "whole").mkdir()
     normalize(*arguments, tmp_path / "whole", *rules, tmp_path / "all")
     n_frames = int(catalogues[dataset]["n_frames"].sum())
@@ -513,7 +515,7 @@ def test_a_checksum_over_a_whole_archive_takes_finished_shards_back(
 ) -> None:
     root = shutil.copytree(release_roots["casia_e"], tmp_path / "root")
     table, shards = catalogues["casia_e"], tmp_path / "shards"
-    rules = (10_000, 3, 0, 1.0, shards)
+    rules = (10_000, 3, 0, None, 1.0, shards)
     inside = table[table["container"] == "val501-614.zip/501.tar"]
     if earlier:  # all of its shards but the last, which is the one that waits for the checksum
         (tmp_path / "good").mkdir()
