@@ -83,6 +83,9 @@ class Normalize(Section):
     min_frames: Positive
     """A sequence with fewer usable frames is refused (frames; OpenGait: 5)."""
 
+    max_refused_share: Annotated[float, Field(ge=0, le=1)]
+    """Refusing more than this share of a dataset's frames stops the pipeline (0 to 1)."""
+
 
 class Model(Section):
     channels: Annotated[list[Positive], Field(min_length=6, max_length=6)]
@@ -177,6 +180,10 @@ class Runtime(Section):
     workers: Annotated[int, Field(ge=-1)]
     """Processes for ingest and normalize, threads that prepare batches; 0: none beside the
     stage itself, -1: as many as there are cores."""
+
+    dask_scheduler: Annotated[str, Field(pattern=r"^(tcp://\S+:\d+)?$")]
+    """Address of a Dask scheduler (tcp://host:port), whose workers then normalize instead of
+    processes of this machine; empty: none. For trusted networks only."""
 
     processes: Positive
     """Processes that train and embed together, on this machine: one a GPU. The batch is divided

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 PLUMBING = {
     "pipeline/__init__.py",
     "pipeline/arguments.py",
+    "pipeline/cluster.py",
     "pipeline/errors.py",
     "pipeline/files.py",
     "pipeline/memory.py",
@@ -21,6 +22,7 @@ PLUMBING = {
     "pipeline/processes.py",
     "pipeline/profiling.py",
     "pipeline/progress.py",
+    "pipeline/run_folder.py",
     "pipeline/run_record.py",
     "pipeline/settings.py",
     "pipeline/stopping.py",
