@@ -12,7 +12,6 @@ import pandas as pd
 import pyarrow as pa
 
 from pipeline.files import write_json
-from pipeline.releases import Refusal
 from pipeline.tables import KEY, read_table, write_table
 
 VERSION = "1"
@@ -47,6 +46,20 @@ REFUSALS = pa.schema(
     ],
     metadata={"gaitgl": "refusals", "version": VERSION},
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Frames that go no further; ``frames`` counts them, 0 where their number is unknown."""
+
+    container: str
+    member: str
+    reason: str
+    detail: str = ""
+    frames: int = 1
+    subject: str = ""
+    sequence: str = ""
+    view: str = ""
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from tempfile import SpooledTemporaryFile
 from types import TracebackType
 from typing import Any, Self
 
+from pipeline.catalogue import Refusal
 from pipeline.files import fingerprint, new_file, sha256, write_json
-from pipeline.releases import Refusal
 from pipeline.silhouette_store import StoredSequence, write_shard
 
 FORMAT = "gaitgl-finished-shard-1"

@@ -11,7 +11,7 @@ import pandas as pd
 
 from pipeline import releases
 from pipeline.archives import Caps, DamagedArchiveError, is_packed
-from pipeline.catalogue import SEQUENCES, Release, by_reason, refusal_table
+from pipeline.catalogue import SEQUENCES, Refusal, Release, by_reason, refusal_table
 from pipeline.errors import PipelineError, listing
 from pipeline.layouts import LAYOUTS, recognise
 from pipeline.layouts.generic import Generic
@@ -19,7 +19,7 @@ from pipeline.layouts.layout import Key, Layout
 from pipeline.processes import map_in_order, report
 from pipeline.progress import Progress
 from pipeline.protocols import Protocol, named
-from pipeline.releases import Found, Refusal, Scan
+from pipeline.releases import Found, Scan
 from pipeline.settings import Dataset
 
 STRAY = "not in the layout of the rest"

@@ -37,7 +37,7 @@ from pipeline.archives import (
     may_be_split,
     read_members,
 )
-from pipeline.catalogue import REFUSALS, by_reason, refusal_table
+from pipeline.catalogue import REFUSALS, Refusal, by_reason, refusal_table
 from pipeline.errors import PipelineError, listing
 from pipeline.files import fingerprint, write_json
 from pipeline.finished_shards import (
@@ -49,7 +49,6 @@ from pipeline.finished_shards import (
 )
 from pipeline.processes import map_in_order, report
 from pipeline.progress import Progress
-from pipeline.releases import Refusal
 from pipeline.settings import Dataset
 from pipeline.shard_plan import Task, plan_shards, plan_tasks, read_plan, write_plan
 from pipeline.silhouette_store import HEIGHT, INDEX, WIDTH, compress

@@ -19,6 +19,7 @@ from pipeline.archives import (
     list_members,
     printable,
 )
+from pipeline.catalogue import Refusal
 from pipeline.errors import PipelineError, listing
 from pipeline.settings import Dataset
 
@@ -47,20 +48,6 @@ class Found:
     @property
     def key(self) -> tuple[str, str, str]:
         return self.subject, self.sequence, self.view
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Frames that go no further; ``frames`` counts them, 0 where their number is unknown."""
-
-    container: str
-    member: str
-    reason: str
-    detail: str = ""
-    frames: int = 1
-    subject: str = ""
-    sequence: str = ""
-    view: str = ""
 
 
 @dataclass(slots=True)

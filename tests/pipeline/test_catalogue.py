@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 from pipeline.catalogue import (
     REFUSALS,
     SEQUENCES,
+    Refusal,
     Release,
     by_reason,
     read_refusals,
@@ -14,7 +15,6 @@ from pipeline.catalogue import (
     refusal_table,
     write_catalogue,
 )
-from pipeline.releases import Refusal
 from pipeline.settings import Dataset
 
 RELEASE = Release("OUMVLP, release", 28, 7, {"subjects": 10_307})

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.catalogue import refusal_table
+from pipeline.catalogue import Refusal, refusal_table
 from pipeline.description import (
     COLUMNS,
     describe,
@@ -17,7 +17,6 @@ from pipeline.description import (
     sample,
 )
 from pipeline.errors import PipelineError
-from pipeline.releases import Refusal
 from pipeline.tables import KEY
 
 Key = tuple[str, str, str]

@@ -15,10 +15,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from pipeline.catalogue import refusal_table
+from pipeline.catalogue import Refusal, refusal_table
 from pipeline.description import describe, grids
 from pipeline.description_page import write_description
-from pipeline.releases import Refusal
 from pipeline.silhouette_store import Silhouettes, SilhouetteStore
 from pipeline.tables import KEY
 

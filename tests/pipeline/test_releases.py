@@ -10,10 +10,10 @@ import pytest
 
 from pipeline import releases
 from pipeline.archives import DamagedArchiveError
-from pipeline.catalogue import REFUSALS, refusal_table
+from pipeline.catalogue import REFUSALS, Refusal, refusal_table
 from pipeline.errors import PipelineError
 from pipeline.layouts import recognise
-from pipeline.releases import Refusal, Scan, containers, member_name
+from pipeline.releases import Scan, containers, member_name
 from pipeline.settings import Dataset
 from pipeline.tables import read_table, write_table
 
