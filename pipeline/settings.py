@@ -68,8 +68,9 @@ class Ingest(Section):
     max_members: Positive
     """An archive, or a folder, that holds more members than this is given up."""
 
-    max_pixels: Positive
-    """A picture of more pixels than this is refused, undecoded (OUMVLP's frames: 1.3 million)."""
+    max_pixels: Annotated[int, Field(gt=0, le=2**26)]
+    """A picture of more pixels than this is refused (OUMVLP's frames: 1.3 million). OpenCV is told
+    the highest value before any setting is read, and decodes nothing past it."""
 
 
 class Normalize(Section):

@@ -24,7 +24,7 @@ from pipeline.zips import ZIP_ERRORS, open_in_zip
 HEADER_BYTES = 2**16
 """What may stand before an entry: long names and attributes need a few kB."""
 
-_BUFFER_BYTES = 2**16
+_BUFFER_BYTES = tarfile.RECORDSIZE
 _ERRORS = (tarfile.TarError, AttributeError, IndexError, *ZIP_ERRORS)
 _CHECKSUM_ERRORS = (zlib.error, gzip.BadGzipFile, zipfile.BadZipFile)
 
@@ -64,15 +64,17 @@ class _Stream:
         self._container, self._caps = container, caps
         self._position = 0
         self._allowed = 0
-        self._ended = self._cut = self._mismatched = False
+        self._ended = self._resting = self._cut = self._mismatched = False
 
     def read(self, size: int) -> bytes:
         """Raises ReadError past what ``allow`` allowed, TooLargeError past the cap."""
-        if self._position > self._allowed:
+        if self._position > self._allowed and not self._resting:
             raise tarfile.ReadError(f"more than {HEADER_BYTES} bytes of headers before an entry")
         data = self._next(size)
         if not data:
-            if self._ended:  # tarfile would skip what is not there, for as long as a header says
+            if (
+                self._ended and not self._resting
+            ):  # tarfile would skip what is not there, for as long as a header says
                 raise tarfile.ReadError("the tar ends too early")
             self._ended = True
         return data
@@ -81,12 +83,12 @@ class _Stream:
         """Reading may go on up to here, and a buffer further."""
         self._allowed = position + _BUFFER_BYTES
 
-    def check_rest(self, rest: bytes) -> None:
+    def check_rest(self, read: Callable[[int], bytes]) -> None:
         """After a tar's end follow zeros only, and then the end of what it lies in."""
-        while rest or (rest := self._next()):
-            if rest.count(0) != len(rest):
+        self._resting = True
+        while data := read(_BUFFER_BYTES):
+            if data.count(0) != len(data):
                 raise tarfile.ReadError("something follows the tar's end")
-            rest = b""
         self.check_unchanged()
 
     def failed_checksum(self) -> bool:
@@ -168,9 +170,9 @@ def _entries(
     """Everything but folders, with the content of each wanted one (the first of its name)."""
     try:
         stream.allow(HEADER_BYTES)
-        with tarfile.open(  # type: ignore[call-overload]
-            fileobj=stream, mode="r|", tarinfo=_Entry, bufsize=_BUFFER_BYTES
-        ) as tar:
+        # typeshed asks for more of a stream than tarfile does
+        file = cast(IO[bytes], stream)
+        with tarfile.open(fileobj=file, mode="r|", tarinfo=_Entry) as tar:
             entry = tar.next()
             if entry is None:
                 raise DamagedArchiveError(container, "an empty tar")
@@ -184,10 +186,11 @@ def _entries(
                 if not entry.isdir():
                     yield entry, content
                 # a stream needs no list of what went by, nor of what was said for all entries
-                tar.members, tar.pax_headers = [], {}
+                tar.members = []  # type: ignore[attr-defined]
+                tar.pax_headers = {}
                 stream.allow(tar.offset + HEADER_BYTES)
                 entry = tar.next()
-            stream.check_rest(tar.fileobj.read(tarfile.BLOCKSIZE))
+            stream.check_rest(tar.fileobj.read)
     except _ERRORS as error:
         reason = reason_of(error)
         raise DamagedArchiveError(container, reason, stream.failed_checksum()) from None

@@ -1,5 +1,6 @@
 """Members of a zip: frames right inside it, or tars to be read as containers of their own."""
 
+import os
 import re
 import stat
 import struct
@@ -24,6 +25,7 @@ from pipeline.members import (
 
 _TAR = re.compile(r"\.(tar|tar\.gz|tgz)$", re.IGNORECASE)
 _LOCAL_HEADER_BYTES = 30  # at least
+_END_BYTES = 22 + 20 + 56  # records at a zip's end
 _WRONG_PASSWORD_AFTER = 8  # damaged members, with none whole before them
 
 # RuntimeError: what zipfile says of passwords and of methods that it does not know
@@ -148,15 +150,32 @@ def _opened(
     with Source(root / archive, container) as source:
         try:
             outer = zipfile.ZipFile(source)
+            declared = _declared_entries(source)
         except ZIP_ERRORS as error:
             raise DamagedArchiveError(container, reason_of(error)) from None
+        if len(outer.infolist()) != declared:
+            found = len(outer.infolist())
+            raise DamagedArchiveError(container, f"lists {found} members, and says {declared}")
         with outer:
             yield outer, source
 
 
+def _declared_entries(source: Source) -> int:
+    """How many members a zip says that it has; zipfile does not compare it with what it found."""
+    end = source.seek(0, os.SEEK_END)
+    source.seek(max(0, end - 2**16 - _END_BYTES))
+    tail = source.read()
+    at = tail.rfind(b"PK\5\6")
+    (entries,) = struct.unpack_from("<H", tail, at + 10)
+    if entries == 0xFFFF:  # then a longer form of the same stands before it
+        at = tail.rfind(b"PK\6\6", 0, at)
+        (entries,) = struct.unpack_from("<Q", tail, at + 32) if at >= 0 else (entries,)
+    return int(entries)
+
+
 def _entries(outer: zipfile.ZipFile) -> Iterator[tuple[zipfile.ZipInfo, str]]:
     """Entries that are no folders, each with the reason why it cannot be read, if there is one."""
-    infos = [info for info in outer.infolist() if not info.is_dir()]
+    infos = [info for info in outer.infolist() if not info.filename.endswith("/")]
     overlapping = _overlapping(infos, outer.start_dir)
     for info in infos:
         refusal = ""

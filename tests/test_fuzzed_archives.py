@@ -8,7 +8,12 @@ import pytest
 from tests.child_processes import child, python
 from tests.fuzzing import KINDS
 
-START = "import sys; from tests.fuzzing import serve; from pathlib import Path; serve(Path(sys.argv[1]))"
+START = """
+import sys
+from pathlib import Path
+from tests.fuzzing import serve
+serve(Path(sys.argv[1]))
+"""
 
 
 def damage(folder: Path, seeds: range) -> tuple["Counter[str]", list[str]]:

@@ -1,8 +1,10 @@
 """Small archives and stores, made on the spot."""
 
 import io
+import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,51 @@ def write_zip() -> Callable[[Path, dict[str, bytes]], None]:
         with zipfile.ZipFile(path, "w") as archive:
             for name, content in members.items():
                 archive.writestr(name, content)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def write_encrypted_zip() -> Callable[[Path, dict[str, bytes], str], None]:
+    """``write_encrypted_zip(path, {name: content}, password)``
+
+    Stored members under PKZIP's own encryption, which Python's zipfile reads, but does not write.
+    """
+
+    def sealed(content: bytes, password: bytes) -> bytes:
+        keys = [0x12345678, 0x23456789, 0x34567890]
+
+        def crc(value: int, byte: int) -> int:
+            return zlib.crc32(bytes([byte]), value ^ 0xFFFFFFFF) ^ 0xFFFFFFFF
+
+        def update(byte: int) -> None:
+            keys[0] = crc(keys[0], byte)
+            keys[1] = ((keys[1] + (keys[0] & 0xFF)) * 134775813 + 1) & 0xFFFFFFFF
+            keys[2] = crc(keys[2], keys[1] >> 24)
+
+        for byte in password:
+            update(byte)
+        out = bytearray()
+        for byte in bytes(11) + bytes([zlib.crc32(content) >> 24]) + content:
+            seed = keys[2] | 2
+            out.append(byte ^ ((seed * (seed ^ 1) >> 8) & 0xFF))
+            update(byte)
+        return bytes(out)
+
+    def write(path: Path, members: dict[str, bytes], password: str) -> None:
+        data, table = b"", b""
+        for name, content in members.items():
+            body = sealed(content, password.encode())
+            sizes = zlib.crc32(content), len(body), len(content), len(name), 0
+            table += struct.pack(
+                "<4s6H3I5H2I", b"PK\1\2", 20, 20, 1, 0, 0, 33, *sizes, 0, 0, 0, 0, len(data)
+            )
+            table += name.encode()
+            data += struct.pack("<4s5H3I2H", b"PK\3\4", 20, 1, 0, 0, 33, *sizes)
+            data += name.encode() + body
+        n = len(members)
+        end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, n, n, len(table), len(data), 0)
+        path.write_bytes(data + table + end)
 
     return write
 

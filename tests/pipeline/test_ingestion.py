@@ -281,7 +281,7 @@ def test_all_truncated_archives_are_named_at_once(
 def test_a_dangling_link_to_an_archive_is_named(tmp_path: Path, write_tree: WriteFiles) -> None:
     write_tree(tmp_path, OUMVLP)
     (tmp_path / "lost.7z").symlink_to("nowhere.7z")
-    assert "lost.7z: FileNotFoundError" in message("oumvlp", tmp_path)
+    assert "lost.7z: No such file" in message("oumvlp", tmp_path)
 
 
 def test_a_damaged_tar_costs_its_own_sequences_only(

@@ -2,9 +2,11 @@ import errno
 import json
 import os
 import shutil
+import struct
 import subprocess
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import pytest
 
 from gaitgl.silhouettes import normalize_sequence
 from pipeline import finished_shards, normalizing, shard_plan
+from pipeline.archives import Caps
 from pipeline.catalogue import REFUSALS
 from pipeline.errors import PipelineError
 from pipeline.ingestion import ingest
@@ -290,9 +293,13 @@ def test_a_frame_gone_from_a_7z_costs_its_sequence(tmp_path: Path, write_7z: Wri
     assert keys(tmp_path / "out") == ["00001/00/090", "00002/00/090", "00002/01/090"]
 
 
-def test_a_flipped_bit_in_a_tar_is_on_record(
-    release_roots: dict[Dataset, Path], catalogues: dict[Dataset, pd.DataFrame], tmp_path: Path
+def test_a_flipped_bit_in_a_tar_costs_that_tar_and_changes_nothing(
+    release_roots: dict[Dataset, Path],
+    catalogues: dict[Dataset, pd.DataFrame],
+    stores: dict[Dataset, SilhouetteStore],
+    tmp_path: Path,
 ) -> None:
+    """The zip's checksum tells that something is wrong, not in which sequence."""
     root = shutil.copytree(release_roots["casia_e"], tmp_path / "root")
     content = bytearray((root / "val501-614.zip").read_bytes())
     content[len(content) // 2] ^= 1
@@ -300,10 +307,32 @@ def test_a_flipped_bit_in_a_tar_is_on_record(
     out = tmp_path / "out"
     out.mkdir()
     normalize("casia_e", root, catalogues["casia_e"], out, 10_000, 3, workers=0)
-    reasons(out)
+    lost = catalogues["casia_e"].loc[catalogues["casia_e"]["subject"] == "501", "n_frames"].sum()
+    assert reasons(out)["the archive is damaged"] == lost
     damage = refusals_of(out)[refusals_of(out)["reason"] == "the archive is damaged"]
     assert set(damage["container"]) == {"val501-614.zip/501.tar"}
     assert damage["detail"].str.contains("CRC").any()
+    before = [key for key in keys(stores["casia_e"].folder) if not key.startswith("501/")]
+    assert keys(out) == before
+
+
+def test_a_picture_of_too_many_pixels_is_refused(tmp_path: Path, write_tree: WriteFiles) -> None:
+    chunk = b"IHDR" + struct.pack(">II", 50_000, 50_000) + bytes([8, 0, 0, 0, 0])
+    huge = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk
+    huge += struct.pack(">I", zlib.crc32(chunk)) + RELEASE["00001/00/090/1.png"][33:]
+    write_tree(tmp_path / "root", RELEASE | {"00001/00/090/2.png": huge})
+    run(tmp_path / "root", tmp_path / "out")
+    assert reasons(tmp_path / "out") == {"not a picture": 1}
+    with pytest.raises(cv2.error, match="IMAGE_PIXELS"):  # before it takes memory
+        cv2.imdecode(np.frombuffer(huge, np.uint8), cv2.IMREAD_GRAYSCALE)
+    content = RELEASE["00001/00/090/1.png"]  # 100 x 80
+    assert decode(content, max_pixels=8000) is not None
+    assert decode(content, max_pixels=7999) is None
+    sequences, *_ = ingest("oumvlp", tmp_path / "root", "published", workers=0)
+    with pytest.raises(PipelineError, match=r"16 × not a picture"):
+        normalize(
+            "oumvlp", tmp_path / "root", sequences, tmp_path, 10_000, 3, 0, Caps(max_pixels=7999)
+        )
 
 
 def test_encrypted_archives_need_their_password(

@@ -1,4 +1,7 @@
+import gzip
 import os
+import tarfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -6,8 +9,10 @@ import pytest
 
 from pipeline import releases
 from pipeline.archives import DamagedArchiveError
+from pipeline.catalogue import REFUSALS, refusal_table
 from pipeline.errors import PipelineError
 from pipeline.releases import containers, member_name, scan, split_of
+from pipeline.tables import read_table, write_table
 
 Write7z = Callable[..., None]
 TarOf = Callable[[dict[str, bytes]], bytes]
@@ -149,6 +154,75 @@ def test_a_second_member_of_the_same_name_is_refused(
     assert result.seen == 4
 
 
+def test_a_tar_whose_checksum_fails_costs_all_its_sequences(
+    tmp_path: Path, tar_of: TarOf, write_zip: WriteFiles
+) -> None:
+    other = PLACE.replace("000", "090")
+    members = {
+        f"{folder}/{i}.jpg": b"content".ljust(8000) for folder in (PLACE, other) for i in range(3)
+    }
+    write_zip(tmp_path / "val.zip", {"001.tar": tar_of(members)})
+    content = (tmp_path / "val.zip").read_bytes()
+    (tmp_path / "val.zip").write_bytes(content.replace(b"content", b"CONTENT", 1))
+    result = scan("casia_e", tmp_path, "val.zip/001.tar")
+    assert result.found == []
+    assert result.seen == 6 == sum(refusal.frames for refusal in result.refused)
+
+
+def hostile(tar_of: TarOf) -> bytes:
+    """A tar of one good sequence among all that a tar should not hold."""
+    good = tar_of({f"{PLACE}/{i}.jpg": b"x" for i in range(3)})
+    odd = b""
+    for name, kind in (
+        (f"{PLACE}/7.jpg", tarfile.SYMTYPE),
+        (f"{PLACE}/8.jpg", tarfile.LNKTYPE),
+        (f"{PLACE}/9.jpg", tarfile.CHRTYPE),
+        (f"../{PLACE}/4.jpg", tarfile.REGTYPE),
+        (f"/{PLACE}/5.jpg", tarfile.REGTYPE),
+        (f"{PLACE}/\udcff.jpg", tarfile.REGTYPE),
+        (f"{PLACE}/\x1b[2J.jpg", tarfile.REGTYPE),
+        (f"{PLACE}/0.jpg", tarfile.REGTYPE),
+    ):
+        info = tarfile.TarInfo(name)
+        info.type = kind
+        odd += info.tobuf(tarfile.GNU_FORMAT, errors="surrogateescape")
+    return odd[-512:] + odd[:-512] + good
+
+
+def test_what_an_archive_should_not_hold_is_refused_member_by_member(
+    tmp_path: Path, tar_of: TarOf
+) -> None:
+    (tmp_path / "a.tar").write_bytes(hostile(tar_of))
+    (tmp_path / "b.tar.gz").write_bytes(gzip.compress(hostile(tar_of)))
+    for container in ("a.tar", "b.tar.gz"):
+        result = scan("casia_e", tmp_path, container)
+        assert [found.frames for found in result.found] == [["0.jpg", "1.jpg", "2.jpg"]]
+        assert Counter(refusal.reason for refusal in result.refused) == {
+            "a link or a device, not a file": 3,
+            "a name that points outside the archive": 2,
+            "a name that is not text (UTF-8)": 2,
+            "a second member of the same name": 1,
+        }
+        write_table(
+            tmp_path / "refusals.parquet", refusal_table("casia_e", result.refused), REFUSALS
+        )
+        members = read_table(tmp_path / "refusals.parquet", REFUSALS)["member"]
+        assert f"{PLACE}/\\xff.jpg" in set(members)
+        assert all(member.isprintable() for member in members)
+    assert not (tmp_path.parent / PLACE).exists()
+
+
+def test_folders_whose_names_are_no_text_are_refused(
+    tmp_path: Path, write_tree: WriteFiles
+) -> None:
+    write_tree(tmp_path, {"00001/00/090/1.png": b"x", "bad/00001/00/000/1.png": b"x"})
+    (tmp_path / "bad").rename(tmp_path / os.fsdecode(b"bad\xff"))
+    names, refused = containers("oumvlp", tmp_path)
+    assert names == ["00001/00/090"]
+    assert [(r.container, r.frames) for r in refused] == [("bad\\xff/00001/00/000", 1)]
+    assert "UTF-8" in refused[0].reason
+
+
 def test_a_damaged_7z_raises(tmp_path: Path) -> None:
     (tmp_path / "a.7z").write_bytes(b"7z")
     with pytest.raises(DamagedArchiveError, match=r"a\.7z: "):
@@ -162,9 +236,10 @@ def test_containers_are_sorted_and_what_cannot_hold_frames_is_refused(
     write_zip(tmp_path / "t.zip", {"2.tar": tar_of({"x": b""}), "1.tar": b"", "readme": b"hi"})
     write_zip(tmp_path / "none.zip", {})
     names, refused = containers("casia_e", tmp_path)
-    assert sorted(names) == sorted(["a/x.7z", "b/x.7z", "c", "d/e/f", "t.zip/1.tar", "t.zip/2.tar"])
+    assert sorted(names) == sorted(
+        ["a/x.7z", "b/x.7z", "c", "d/e/f", "t.zip/1.tar", "t.zip/2.tar", "t.zip"]
+    )
     assert {(r.container, r.member, r.reason, r.frames) for r in refused} == {
-        ("t.zip", "readme", "not a tar of one subject", 1),
         ("none.zip", "", "the archive is empty", 0),
     }
     assert containers("casia_e", tmp_path) == (names, refused)
