@@ -26,6 +26,7 @@ from pipeline.catalogue import REFUSALS
 from pipeline.errors import PipelineError
 from pipeline.ingestion import ingest
 from pipeline.normalizing import check_accounts, decode, normalize, release_state
+from pipeline.processes import map_in_order
 from pipeline.settings import Dataset
 from pipeline.silhouette_store import SilhouetteStore
 from pipeline.tables import KEY, read_table
@@ -484,6 +485,25 @@ def test_a_kill_costs_the_shard_in_flight(
 
 
 @pytest.mark.usefixtures("small_shards")
+def test_the_largest_archive_is_begun_first(
+    tmp_path: Path, write_7z: Write7z, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, subjects in (("a", range(1, 11)), ("b", range(11, 41)), ("c", range(41, 61))):
+        write_7z(
+            tmp_path / "root" / f"{name}.7z", mixed([(s, f) for s in subjects for f in (1, 2, 3)])
+        )
+    begun: list[int] = []
+
+    def recording(work: Any, tasks: "list[shard_plan.Task]", *arguments: Any) -> Any:
+        begun.extend(task.frames for task in tasks)
+        return map_in_order(work, tasks, *arguments)
+
+    monkeypatch.setattr(normalizing, "map_in_order", recording)
+    run(tmp_path / "root", tmp_path / "out")
+    assert begun == [180, 120, 60]
+
+
+@pytest.mark.usefixtures("small_shards")
 def test_a_torn_shard_is_made_again(
     release_roots: dict[Dataset, Path],
     catalogues: dict[Dataset, pd.DataFrame],
@@ -505,32 +525,28 @@ def test_a_torn_shard_is_made_again(
 
 
 @pytest.mark.usefixtures("small_shards")
-@pytest.mark.parametrize("lost", ["first", "last"])
+@pytest.mark.parametrize("lost", [0, -1], ids=["first", "last"])
 def test_an_archive_found_damaged_before_a_kill_is_read_again_whole(
-    release_roots: dict[Dataset, Path],
-    catalogues: dict[Dataset, pd.DataFrame],
-    tmp_path: Path,
-    decoded: list[int],
-    lost: str,
+    tmp_path: Path, write_7z: Write7z, decoded: list[int], lost: int
 ) -> None:
-    root = shutil.copytree(release_roots["oumvlp"], tmp_path / "root")
-    name = "Silhouette_060-01.7z"
-    spoilt = bytearray((root / name).read_bytes())
-    spoilt[len(spoilt) // 2] ^= 1
-    (root / name).write_bytes(spoilt)
-    sequences, shards = catalogues["oumvlp"], tmp_path / "shards"
-    run(root, tmp_path / "whole", sequences, shards=shards)
-    damaged = [
-        note
-        for note in sorted(shards.glob("shard-*.json"))
-        if finished_shards.DAMAGED in note.read_text()
-    ]
-    assert len(damaged) > 1
-    damaged[0 if lost == "first" else -1].unlink()
+    members = mixed([(subject, frame) for subject in range(1, 9) for frame in range(1, 6)])
+    path = tmp_path / "root" / "a.7z"
+    write_7z(path, members, stored=True)
+    sequences, *_ = ingest("oumvlp", tmp_path / "root", "published", workers=0)
+    spoilt = bytearray(path.read_bytes())
+    spoilt[spoilt.index(members["Silhouette_090-00/00002/3.png"]) + 40] ^= 1
+    path.write_bytes(spoilt)
+    shards = tmp_path / "shards"
+    run(tmp_path / "root", tmp_path / "whole", sequences, shards=shards)
+    assert reasons(tmp_path / "whole") == {finished_shards.DAMAGED: 5}
+    notes = sorted(shards.glob("shard-*.json"))
+    damaged = [note for note in notes if finished_shards.DAMAGED in note.read_text()]
+    assert damaged == [notes[0], notes[-1]]  # that of the sequence, and the last of the archive
+    damaged[lost].unlink()
     decoded.clear()
-    run(root, tmp_path / "again", sequences, shards=shards)
+    run(tmp_path / "root", tmp_path / "again", sequences, shards=shards)
     assert content(tmp_path / "again") == content(tmp_path / "whole")
-    assert len(decoded) > 0
+    assert len(decoded) >= 75  # not only the frames of the shard that was lost
 
 
 @pytest.mark.usefixtures("small_shards")
@@ -572,6 +588,31 @@ def test_a_checksum_over_a_whole_archive_takes_finished_shards_back(
     assert len(kept) == len(table) - len(inside)
     assert not (kept["subject"] == "501").any()
     assert "normalizing: 1565/1565 frames (100 %)" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_kill_leaves_no_shard_that_was_taken_back(
+    release_roots: dict[Dataset, Path],
+    catalogues: dict[Dataset, pd.DataFrame],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    root = shutil.copytree(release_roots["casia_e"], tmp_path / "root")
+    content = bytearray((root / "val501-614.zip").read_bytes())
+    content[len(content) // 2] ^= 1
+    (root / "val501-614.zip").write_bytes(content)
+    make = normalizing._make_shards
+
+    def dying(job: Any, rows: Any, distrusted: dict[str, str]) -> None:
+        if distrusted:
+            raise Killed
+        make(job, rows, distrusted)
+
+    monkeypatch.setattr(normalizing, "_make_shards", dying)
+    shards = tmp_path / "shards"
+    with pytest.raises(Killed):
+        normalize("casia_e", root, catalogues["casia_e"], tmp_path, 10_000, 3, 0, None, 1.0, shards)
+    assert not [note for note in shards.glob("shard-*.json") if '"501"' in note.read_text()]
 
 
 def mixed(order: "list[tuple[int, int]]") -> dict[str, bytes]:
