@@ -124,7 +124,10 @@ def containers(dataset: Dataset, root: Path) -> tuple[list[str], list[Refusal]]:
         loose = 0
         for name in sorted(files):
             path = name if relative == "." else f"{relative}/{name}"
-            if is_archive(name) and path == printable(path):
+            if is_archive(name) and path != printable(path):
+                reason = "a name that is not text (UTF-8)"
+                refused.append(Refusal(printable(relative), printable(name), reason))
+            elif is_archive(name):
                 try:
                     inner, others = archive_containers(root, path, password(dataset))
                 except DamagedArchiveError as error:
