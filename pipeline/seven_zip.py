@@ -289,12 +289,10 @@ class _Reader:
         feed = _Feed(self._source, block.packed_bytes)
         decoder = block.folder.get_decompressor(block.packed_bytes)
         left = sum(member.bytes for member in block.members)
-        idle = 0
         while left:
             asked = min(PIECE_BYTES, left)
             piece = decoder.decompress(feed, asked)
-            idle = 0 if piece or feed.more else idle + 1
-            if idle > 2:  # decoders in a row may each need to be asked once more
+            if not piece and not feed.more:
                 raise EOFError("the packed data ends too early")
             # a decoder that gave all it was asked for may hold more: feeding it would pile up
             feed.paused = len(piece) == asked

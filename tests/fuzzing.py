@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -308,6 +309,8 @@ def serve(folder: Path) -> None:
     os.chdir(folder / "here")
     os.environ["OUMVLP_PASSWORD"] = PASSWORD
     py7zr.compressor.get_random_bytes = bytes  # else a seed would not mean the same twice
+    # a password's key takes a quarter of a second
+    py7zr.compressor.calculate_key = lru_cache(py7zr.compressor.calculate_key)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libpng's own words
     answers.write(f"{os.getpid()}\n")

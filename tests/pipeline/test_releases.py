@@ -174,15 +174,19 @@ def test_what_an_archive_should_not_hold_is_refused_member_by_member(
     assert not (tmp_path.parent / PLACE).exists()
 
 
-def test_folders_whose_names_are_no_text_are_refused(
+def test_folders_and_archives_whose_names_are_no_text_are_refused(
     tmp_path: Path, write_tree: WriteFiles
 ) -> None:
     write_tree(tmp_path, {"00001/00/090/1.png": b"x", "bad/00001/00/000/1.png": b"x"})
     (tmp_path / "bad").rename(tmp_path / os.fsdecode(b"bad\xff"))
+    (tmp_path / os.fsdecode(b"\xfe.7z")).touch()
     names, refused, _ = containers("oumvlp", tmp_path)
     assert names == ["00001/00/090"]
-    assert [(r.container, r.frames) for r in refused] == [("bad\\xff/00001/00/000", 1)]
-    assert "UTF-8" in refused[0].reason
+    assert {(r.container, r.member, r.frames) for r in refused} == {
+        ("bad\\xff/00001/00/000", "", 1),
+        (".", "\\xfe.7z", 1),
+    }
+    assert all("UTF-8" in refusal.reason for refusal in refused)
 
 
 def test_a_damaged_7z_raises(tmp_path: Path) -> None:

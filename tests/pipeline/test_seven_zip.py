@@ -176,6 +176,18 @@ def test_memory_does_not_grow_with_the_archive(tmp_path: Path, method: dict[str,
     assert len(seen) == 1500
 
 
+def test_memory_does_not_grow_with_what_is_packed_well(tmp_path: Path) -> None:
+    """A decoder that has more to give than it is asked for is fed no more meanwhile."""
+    peaks = []
+    for count in (10, 60):
+        random = np.random.default_rng(0)
+        members = {f"{i}.png": random.bytes(80_000) + bytes(31 * 80_000) for i in range(count)}
+        write(tmp_path / "x.7z", members, filters=[LZMA2], raw_header=True)
+        members.clear()
+        peaks.append(peak_of(lambda last=f"{count - 1}.png": read(tmp_path, {last})))
+    assert peaks[1] - peaks[0] < 2**20
+
+
 def test_a_bomb_is_unpacked_in_pieces_and_only_up_to_the_cap(tmp_path: Path) -> None:
     bomb = {"bomb": bytes(80 * 2**20), "1.png": b"behind it"}
     write(tmp_path / "x.7z", bomb, filters=[LZMA2], raw_header=True)
@@ -232,6 +244,27 @@ def test_a_member_of_another_size_than_it_says_is_damaged(tmp_path: Path) -> Non
     reseal(tmp_path / "x.7z", replace(b"\x80\xc9\x63", b"\xbf\xff\x63"))  # more than all of it
     with pytest.raises(DamagedArchiveError, match="less than no bytes"):
         list(list_seven_zip(tmp_path, "x.7z", None, CAPS))
+
+
+def longer(header: bytearray) -> None:
+    """A block is to unpack to 254 bytes instead of 206."""
+    header[header.rfind(b"\x80\xce") + 1] = 0xFE
+
+
+def test_packed_data_that_is_shorter_than_what_it_should_give_ends(tmp_path: Path) -> None:
+    members = {"1.png": bytes(range(200)), "2.png": b"second"}
+    for method, password in ((COPY, None), (LZMA2, None), (LZMA2, PASSWORD)):
+        filters = [method, AES] if password else [method]
+        write(tmp_path / "x.7z", members, filters=filters, password=password, raw_header=True)
+        # what the block unpacks to, 206 bytes, stands behind all else of that kind
+        reseal(
+            tmp_path / "x.7z",
+            lambda header: header.__setitem__(header.rfind(b"\x80\xce") + 1, 0xFE),
+        )
+        got: dict[str, bytes] = {}
+        with pytest.raises(DamagedArchiveError, match=r"2\.png: EOFError"):
+            read_seven_zip(tmp_path, "x.7z", set(members), password, CAPS, got.__setitem__)
+        assert got == {"1.png": members["1.png"]}
 
 
 def test_an_empty_archive_holds_nothing(tmp_path: Path) -> None:

@@ -81,6 +81,15 @@ def test_a_gzip_that_was_cut_is_good_up_to_the_cut(
     assert not error.suspect
 
 
+def test_a_gzip_that_is_damaged_and_cut_as_well_is_in_doubt(tmp_path: Path, tar_of: TarOf) -> None:
+    tar = bytearray(tar_of(FRAMES))
+    tar[3 * ENTRY + 5] ^= 1  # a name; whether more is wrong, the checksum would have told
+    packed = gzip.compress(bytes(tar))
+    (tmp_path / "x.tar.gz").write_bytes(packed[: len(packed) - 6])
+    got, error = damage(tmp_path, "x.tar.gz")
+    assert (len(got), error.suspect) == (3, True)
+
+
 @pytest.mark.parametrize("container", FORMS[1:])
 def test_a_checksum_that_fails_in_the_end_puts_all_in_doubt(
     tmp_path: Path, container: str, tar_of: TarOf, write_zip: WriteZip
@@ -201,6 +210,22 @@ def test_a_bomb_in_a_header_is_stopped_by_what_comes_out(
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert list(got) == NAMES[:1]
+    assert peak < 2 * 2**20
+
+
+def test_what_is_said_for_all_entries_does_not_pile_up(tmp_path: Path) -> None:
+    with gzip.open(tmp_path / "x.tar.gz", "wb", 1) as packed:
+        for number in range(200):
+            record = b"60000 key%03d=" % number
+            record = record.ljust(59_999, b"x") + b"\n"
+            packed.write(header("x", len(record), tarfile.XGLTYPE) + record.ljust(60_416, b"\0"))
+            packed.write(header(f"{number}.png", 0))
+        packed.write(bytes(1024))
+    tracemalloc.start()
+    listed = [member.name for member in list_tar(tmp_path, "x.tar.gz", None, CAPS)]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(listed) == 200
     assert peak < 2 * 2**20
 
 
