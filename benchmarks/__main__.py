@@ -15,7 +15,15 @@ from pathlib import Path
 
 from benchmarks.timing import Row, machine, table
 
-SHORT = ("training_step", "embedding", "normalization", "store", "evaluation", "start")
+SHORT = (
+    "training_step",
+    "embedding",
+    "normalization",
+    "containers",
+    "store",
+    "evaluation",
+    "start",
+)
 LONG = ("time_to_accuracy",)
 """Modules of this package; each has ``rows(quick)``."""
 

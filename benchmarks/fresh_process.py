@@ -28,12 +28,17 @@ def anonymous_bytes() -> int:
     return _status_bytes("RssAnon")
 
 
+def peak_bytes() -> int:
+    """Memory resident at the peak since the process began, pages of mapped files included."""
+    return _status_bytes("VmHWM")
+
+
 def peak_growth_bytes(work: Callable[[], object]) -> int:
     """By how much the memory resident at the peak of ``work`` exceeds that before it."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is resident
-    before = _status_bytes("VmHWM")
+    before = peak_bytes()
     work()
-    return _status_bytes("VmHWM") - before
+    return peak_bytes() - before
 
 
 def _status_bytes(field: str) -> int:

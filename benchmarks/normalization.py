@@ -9,12 +9,10 @@ included. Shards are closed sooner than the pipeline's 8 000 frames, so that the
 to share; OUMVLP's 28 archives are tasks enough by themselves.
 """
 
-import contextlib
-import io
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from unittest.mock import patch
@@ -24,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks import plain_data
-from benchmarks.timing import Row, Timing, compared, interleaved, table
+from benchmarks.timing import Row, Timing, compared, interleaved, quiet, table
 from benchmarks.walkers import png_frames
 from gaitgl.silhouettes import normalize_sequence
 from pipeline import normalizing, shard_plan
@@ -87,17 +85,15 @@ def _one_core(contents: list[bytes], repeats: int) -> list[Row]:
 
 
 def _workers(contents: list[bytes], quick: bool) -> Row:
-    frames = 200 if quick else 12_000
+    frames = TASKS * SEQUENCE_FRAMES if quick else 12_000
     with tempfile.TemporaryDirectory() as temporary:
         root, folder = Path(temporary) / "release", Path(temporary) / "silhouettes"
         _write_release(root, contents, frames)
-        with _quiet():
+        with quiet():
             sequences, *_ = ingest("oumvlp", root, "published", workers=0)
             timings = interleaved(
                 {
-                    str(workers): lambda workers=workers: _normalize(
-                        root, sequences, folder, frames, workers
-                    )
+                    str(workers): partial(_normalize, root, sequences, folder, frames, workers)
                     for workers in (1, 2)
                 },
                 repeats=1 if quick else 3,
@@ -147,12 +143,6 @@ def _sequences(contents: list[bytes]) -> list[list[bytes]]:
 
 def _mean_kb(contents: list[bytes]) -> float:
     return float(np.mean([len(content) for content in contents])) / 1000
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        yield
 
 
 def main() -> None:

@@ -1,16 +1,17 @@
 """How the benchmarks time: works in turn, their medians, and one row of the table for each."""
 
+import contextlib
+import io
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
 import numpy as np
-import torch
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,13 @@ def seconds(work: Callable[[], object]) -> float:
     started_at = time.perf_counter()
     work()
     return time.perf_counter() - started_at
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """For the block, what this process prints goes nowhere."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
 @dataclass(frozen=True)
@@ -120,6 +128,8 @@ def number(value: float) -> str:
 
 def machine() -> dict[str, str]:
     """What the figures depend on; neither the machine's name nor its paths."""
+    import torch  # not above: a benchmark's worker processes load this file, and need no torch
+
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
         "cpu": _cpu_model(),

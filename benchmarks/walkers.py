@@ -22,9 +22,12 @@ OUMVLP_CAMERA = {"width": 1280, "height": 980, "focal_length": 3200.0}
 """The demo's camera, four times as sharp: bodies 700 pixels tall, in PNG about 8 kB a frame."""
 
 
-def png_frames(count: int) -> list[bytes]:
-    """The first frames of some walks, 1280 x 980, encoded with OpenCV's default settings."""
-    settings = _settings(camera=OUMVLP_CAMERA)
+def png_frames(count: int, small: bool = False) -> list[bytes]:
+    """The first frames of some walks, 1280 x 980 (``small``: 320 x 240, as the demo has them).
+
+    Encoded with OpenCV's default settings.
+    """
+    settings = _settings() if small else _settings(camera=OUMVLP_CAMERA)
     contents: list[bytes] = []
     for number, view in product(range(1, count + 1, 2), ("000", "030", "060", "090")):
         for frame in render_sequence(settings, "oumvlp", f"{number:05}", "00", view):
