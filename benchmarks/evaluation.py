@@ -62,7 +62,7 @@ def _rank_tables(subjects: int, quick: bool) -> list[Row]:
     subject, sequence, view = _identities(subjects)
     names = np.array([f"{number:05}" for number in subject])
     embeddings = _embeddings(subject, CHANNELS, STRIPS)
-    chosen = VIEWS[:: 7 if quick else 13]  # 2 rows of the table
+    chosen = VIEWS[:: 7 if quick else 4]  # 2 or 4 rows of the table
     used = (sequence == "01") | np.isin(view, chosen)
     some = np.where(used, sequence, "unused")  # our probes are those of the chosen views
     found = []
@@ -111,8 +111,11 @@ def _average_precision(subjects: int, quick: bool) -> list[Row]:
     every_probe = np.flatnonzero(sequence == "00")
     probes = every_probe[:: len(every_probe) // (140 if quick else 700)]
     random = np.random.default_rng(0)
-    distances = random.random((len(probes), len(gallery)), np.float32)
-    distances[subject[probes, None] == subject[gallery]] *= 0.1
+    # whole numbers, each once a row, the right ones a tenth: nothing wrong ties with anything right
+    distances = np.tile(np.arange(len(gallery), dtype=np.float32), (len(probes), 1))
+    random.permuted(distances, axis=1, out=distances)
+    right = subject[probes, None] == subject[gallery]
+    distances[right] = np.floor(distances[right] / 10) + 0.5
     used = np.isin(np.arange(len(subject)), np.concatenate([probes, gallery]))
     some = np.where(used, sequence, "unused")
     no_embeddings = np.empty((len(subject), 1, 1), np.float32)

@@ -27,7 +27,7 @@ from benchmarks import plain_data
 from benchmarks.timing import Row, Timing, compared, interleaved, table
 from benchmarks.walkers import png_frames
 from gaitgl.silhouettes import normalize_sequence
-from pipeline import normalizing
+from pipeline import normalizing, shard_plan
 from pipeline.ingestion import ingest
 
 SEQUENCE_FRAMES = 25
@@ -92,7 +92,7 @@ def _workers(contents: list[bytes], quick: bool) -> Row:
         root, folder = Path(temporary) / "release", Path(temporary) / "silhouettes"
         _write_release(root, contents, frames)
         with _quiet():
-            sequences, _ = ingest("oumvlp", root, "published", workers=0)
+            sequences, *_ = ingest("oumvlp", root, "published", workers=0)
             timings = interleaved(
                 {
                     str(workers): lambda workers=workers: _normalize(
@@ -123,7 +123,7 @@ def _normalize(
     root: Path, sequences: pd.DataFrame, folder: Path, frames: int, workers: int
 ) -> None:
     folder.mkdir()
-    with patch.object(normalizing, "SHARD_FRAMES", frames // TASKS):
+    with patch.object(shard_plan, "SHARD_FRAMES", frames // TASKS):
         normalizing.normalize(
             "oumvlp", root, sequences, folder, min_foreground=10_000, min_frames=5, workers=workers
         )

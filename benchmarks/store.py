@@ -5,8 +5,8 @@ python -m benchmarks.store [--quick]     (from the project's root; writes to a t
 Bytes: all shards and the index against all pickles of uint8 [t, 64, 64], as files report their
 sizes. Batches: 32 subjects x 8 sequences x 30 frames, the same draws for both; files are warm in
 the page cache. Ours ends with uint8 in a tensor (the division happens on the device), plain with
-float64 in an array, as published. Memory: what a fresh process has resident beyond mapped files
-once it has read every sequence, minus the same before it opened the store (RssAnon; Linux only).
+float64 in an array, as published. Memory: what reading every sequence adds to what a fresh process
+has resident beyond mapped files once the store is open (RssAnon; Linux only).
 
 The store is data/oumvlp/silhouettes where the pipeline has made it, else a few rendered walks.
 """
@@ -112,12 +112,12 @@ def _batches(
         for keys, frames in draws:
             plain_data.training_batch([pickles[key] for key in keys], frames)
 
-    def ours(workers: int) -> None:
-        for _ in batches.ahead(1, steps, workers):
+    def ours(threads: int) -> None:
+        for _ in batches.ahead(1, steps, threads):
             pass
 
     timings = interleaved(
-        {"plain": plain, "alone": lambda: ours(0), "threads": lambda: ours(-1)},
+        {"plain": plain, "alone": lambda: ours(0), "threads": lambda: ours(worker_count(-1))},
         repeats=3 if quick else 7,
     )
     work = f"training batch {SUBJECTS}×{SEQUENCES}×{CLIP_FRAMES}"
@@ -152,7 +152,7 @@ def _memory(store: SilhouetteStore, folder: Path) -> list[Row]:
     _multiply(store, folder)
     small = in_fresh_process(resident_after_reading, store.folder)
     large = in_fresh_process(resident_after_reading, folder)
-    how = "anonymous pages of a fresh process (RssAnon) after reading all"
+    how = "anonymous pages of a fresh process (RssAnon) that reading adds, all of"
     return [
         Row(
             f"silhouette store read whole, {times}× the sequences",
@@ -162,9 +162,10 @@ def _memory(store: SilhouetteStore, folder: Path) -> list[Row]:
             None,
             target,
             "1 run",
-            f"{how} {count} sequences, {mapped / MIB:.0f} MiB of shards",
+            f"{how} {count} sequences, {mapped / MIB:.0f} MiB of shards; their keys, which stay in "
+            f"memory, take {keys / count:.0f} bytes a sequence",
         )
-        for times, target, (resident, count, mapped) in (
+        for times, target, (resident, keys, count, mapped) in (
             (1, "", small),
             (COPIES, f"{small[0] / MIB:.0f} MiB, as for 1×", large),
         )
@@ -186,18 +187,20 @@ def _multiply(store: SilhouetteStore, folder: Path) -> None:
     write_table(folder / "index.parquet", index, INDEX)
 
 
-def resident_after_reading(folder: Path) -> tuple[int, int, int]:
-    """Bytes that opening a store and reading all of it has added, sequences, bytes of shards.
+def resident_after_reading(folder: Path) -> tuple[int, int, int, int]:
+    """Bytes that reading a whole store adds, bytes of its keys, sequences, bytes of shards.
 
     For `in_fresh_process`.
     """
-    before = anonymous_bytes()
     store = SilhouetteStore(folder)
+    keys = int(store.index.memory_usage(deep=True).sum())
+    store.read(0)
+    before = anonymous_bytes()
     for number in range(len(store.index)):
         store.read(number)
     gc.collect()
     mapped = sum((folder / name).stat().st_size for name in set(store.index["shard"]))
-    return anonymous_bytes() - before, len(store.index), mapped
+    return anonymous_bytes() - before, keys, len(store.index), mapped
 
 
 def main() -> None:

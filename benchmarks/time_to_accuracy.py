@@ -26,7 +26,8 @@ from pipeline.batches import TrainingBatches
 from pipeline.devices import choose_device, place
 from pipeline.embedding import embed
 from pipeline.evaluation import evaluate
-from pipeline.protocols import PROTOCOLS
+from pipeline.layouts.oumvlp_release import OumvlpRelease
+from pipeline.processes import worker_count
 from pipeline.settings import Settings
 from pipeline.silhouette_store import SilhouetteStore
 from pipeline.training import new_optimizer, train_steps
@@ -85,7 +86,7 @@ class _Race:
             "device": self._device,
         }
         index = store.index
-        compared = PROTOCOLS["oumvlp"].compares(index["sequence"], index["view"])
+        compared = OumvlpRelease.protocol.compares(index["sequence"], index["view"])
         self._test = np.flatnonzero(compared & (index["split"] == "test").to_numpy())
 
     def plain(self) -> tuple[torch.nn.Module, Iterator[object]]:
@@ -95,12 +96,12 @@ class _Race:
         model = PlainGaitGL(config)
         model.load_state_dict(self._new_model().state_dict())
         model.to(self._device)
-        batches = self._batches(1, self._steps, self._settings.runtime.workers)
+        batches = self._batches(1, self._steps, worker_count(self._settings.runtime.workers))
         return model, plain_train_steps(model, batches, **self._schedule, precision="float32")
 
     def ours(self) -> tuple[torch.nn.Module, Iterator[object]]:
         model = place(self._new_model(), self._device)
-        batches = self._batches(1, self._steps, self._settings.runtime.workers)
+        batches = self._batches(1, self._steps, worker_count(self._settings.runtime.workers))
         return model, train_steps(
             model,
             new_optimizer(model),
@@ -138,7 +139,7 @@ class _Race:
         model.load_state_dict(weights)
         embeddings = embed(model, self._store, self._test, "float32", self._device, shown=False)
         keys = self._store.index.iloc[self._test].reset_index(drop=True)
-        result = evaluate(keys, embeddings, PROTOCOLS["oumvlp"], "euclidean", cmc_ranks=5)
+        result = evaluate(keys, embeddings, OumvlpRelease.protocol, "euclidean", cmc_ranks=5)
         return result.metrics["all"]["rank1"]
 
 

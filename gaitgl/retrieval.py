@@ -223,6 +223,7 @@ def cross_view_gallery(
     """
     probe_rows, gallery_rows = _split(embeddings, subjects, sequences, views, gallery, probe)
     _, subject_code = np.unique(subjects, return_inverse=True)
+    _, view_code = np.unique(views, return_inverse=True)
     # With the gallery sorted by subject, a probe's own subject is columns first[i] up to last[i].
     gallery_rows = gallery_rows[np.argsort(subject_code[gallery_rows], kind="stable")]
     first = np.searchsorted(subject_code[gallery_rows], subject_code[probe_rows], side="left")
@@ -235,14 +236,13 @@ def cross_view_gallery(
     ):
         own = _gather_slices(distances, first[rows], last[rows], most)  # [b, most]
         column = np.minimum(first[rows, None] + np.arange(most), len(gallery_rows) - 1)
-        same_view = views[gallery_rows][column] == views[probe_rows[rows], None]
-        right = np.sort(np.where(same_view, np.inf, own), axis=1)
-        for j in range(most):
-            threshold = right[:, j, None]
-            as_near = np.count_nonzero(distances <= threshold, axis=1)
-            own_as_near = np.count_nonzero(own <= threshold, axis=1)
-            rank = as_near - own_as_near + j + 1
-            right_ranks[rows, j] = np.where(np.isfinite(threshold[:, 0]), rank, 0)
+        same_view = view_code[gallery_rows[column]] == view_code[probe_rows[rows], None]
+        right = np.sort(np.where(same_view, np.inf, own), axis=1)  # [b, most]
+        nth = np.arange(1, most + 1)
+        for i in range(len(right)):
+            as_near = _count_up_to(distances[i], right[i])
+            wrong = as_near - _count_up_to(own[i], right[i])  # ties with these count against us
+            right_ranks[rows.start + i] = np.where(np.isfinite(right[i]), wrong + nth, 0)
 
     found = right_ranks > 0
     count = found.sum(axis=1)
@@ -326,8 +326,9 @@ def _take(embeddings: Embeddings, rows: NDArray[np.int64], distance: Distance) -
     if isinstance(embeddings, Tensor):
         chosen = embeddings.detach()[torch.as_tensor(rows, device=embeddings.device)].float()
     else:
-        chosen = torch.from_numpy(np.array(embeddings[rows], np.float32))
-    finite = chosen.isfinite().all(dim=2).all(dim=1)  # [len(rows)]
+        chosen = torch.from_numpy(np.asarray(embeddings[rows], np.float32))
+    low, high = chosen.flatten(1).aminmax(dim=1)  # [len(rows)] each; NaN stays NaN
+    finite = low.isfinite() & high.isfinite()
     if not finite.all():
         bad = rows[(~finite).cpu().numpy()]
         raise ValueError(
@@ -380,6 +381,15 @@ def _gather_slices(
     row = np.arange(len(distances)).reshape(-1, *[1] * (column.ndim - 1))
     inside = column < last[..., None]
     return np.where(inside, distances[row, np.where(inside, column, 0)], np.float32(np.inf))
+
+
+def _count_up_to(values: NDArray[np.float32], bounds: NDArray[np.float32]) -> NDArray[np.int64]:
+    """How many of the values are <= each finite bound: [m], [k] ascending -> [k]."""
+    finite = bounds[np.isfinite(bounds)]
+    if not len(finite):
+        return np.zeros(len(bounds), np.int64)
+    near = np.sort(np.compress(values <= finite[-1], values))
+    return np.searchsorted(near, bounds, side="right")
 
 
 def _mean(

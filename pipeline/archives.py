@@ -84,7 +84,7 @@ def archive_containers(
 def list_members(
     root: Path, container: str, password: str | None, caps: Caps | None = None
 ) -> Iterator[Member]:
-    """What a container holds, in its own order; directories are left out.
+    """What a container holds, in its own order.
 
     Raises DamagedArchiveError where the list ends too early: what came before it is good, unless
     the error is ``suspect``. TooLargeError, one of those, is raised at a cap.
@@ -106,7 +106,8 @@ def list_members(
                 f"more than {caps.max_members} members; if it is to be trusted, raise "
                 "ingest.max_members",
             )
-        if not member.refusal and is_packed(container) and is_archive(member.name):
+        taken = not member.folder and not member.refusal
+        if taken and is_packed(container) and is_archive(member.name):
             member = Member(member.name, member.bytes, "an archive inside an archive")
         yield member
 

@@ -1,8 +1,6 @@
 """Training batches from the silhouette store, prepared ahead in the background."""
 
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +10,7 @@ from torch import Tensor
 
 from gaitgl.sampling import PKSampler
 from pipeline.distributed import ALONE, World
-from pipeline.processes import worker_count
+from pipeline.prefetching import prepared
 from pipeline.silhouette_store import HEIGHT, WIDTH, SilhouetteStore
 from pipeline.tables import KEY
 
@@ -21,7 +19,7 @@ class TrainingBatch(NamedTuple):
     """What one process needs of a batch, in host memory."""
 
     silhouettes: Tensor
-    """uint8 [n / processes, 1, t, h, w]: the share of this process."""
+    """uint8 [n / processes, 1, t, h, w]: the share of this process; a view of [..., w, h]."""
 
     labels: Tensor
     """int64 [n]: the subjects of the whole batch."""
@@ -42,9 +40,12 @@ class TrainingBatches:
         seed: int,
         validation_subjects: int = 0,
         world: World = ALONE,
+        pinned: bool = False,
     ) -> None:
+        """``pinned`` batches lie where a GPU can fetch them by itself."""
         self._store = store
         self._world = world
+        self._pinned = pinned
         kept_out = store.index["subject"].isin(held_out(store.index, validation_subjects))
         self._numbers = np.flatnonzero((store.index["split"] == "train") & ~kept_out)
         rows = store.index.iloc[self._numbers]
@@ -64,10 +65,13 @@ class TrainingBatches:
         share = self._world.share(len(chosen))
         numbers, frames = self._numbers[chosen[share]], frames[share]
         n, t = frames.shape
-        silhouettes = np.empty((n, 1, t, HEIGHT, WIDTH), np.uint8)
-        for i, number in enumerate(numbers):
-            np.take(self._store.read(int(number)), frames[i], axis=0, out=silhouettes[i, 0])
-        return TrainingBatch(torch.from_numpy(silhouettes), torch.from_numpy(self._labels[chosen]))
+        # pixels in the store's order
+        clips = torch.empty((n, t, WIDTH, HEIGHT), dtype=torch.uint8, pin_memory=self._pinned)
+        for number, frame, clip in zip(numbers, frames, clips.numpy(), strict=True):
+            # "clip" writes to `out` at once, "raise" by way of a copy; no frame is out of bounds
+            self._store.read(int(number)).mT.take(frame, 0, out=clip, mode="clip")
+        silhouettes = clips.mT[:, None]  # [n, 1, t, h, w]
+        return TrainingBatch(silhouettes, torch.from_numpy(self._labels[chosen]))
 
     def sequences(self, step: int) -> pd.DataFrame:
         """Keys of the sequences in the whole batch of a step, and the first frame of each clip."""
@@ -75,26 +79,12 @@ class TrainingBatches:
         keys = self._store.index.loc[self._numbers[chosen], ["dataset", *KEY]]
         return keys.reset_index(drop=True).assign(first_frame=frames[:, 0])
 
-    def ahead(self, first: int, last: int, workers: int) -> Iterator[TrainingBatch]:
-        """Batches of the steps from ``first`` to ``last``, prepared by ``workers`` threads.
+    def ahead(self, first: int, last: int, threads: int) -> Iterator[TrainingBatch]:
+        """Batches of the steps from ``first`` to ``last``, prepared by threads in the background.
 
-        Decompression leaves the interpreter free, so threads suffice; 0 prepares each when asked.
+        They are the same for any number of threads; 0 prepares each when it is asked for.
         """
-        workers = worker_count(workers)
-        if workers == 0:
-            yield from map(self.batch, range(first, last + 1))
-            return
-        with ThreadPoolExecutor(workers, thread_name_prefix="batches") as pool:
-            waiting: deque[Future[TrainingBatch]] = deque()
-            try:
-                for step in range(first, last + 1):
-                    waiting.append(pool.submit(self.batch, step))
-                    if len(waiting) > 2 * workers:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        return prepared(self.batch, range(first, last + 1), threads)
 
 
 def held_out(index: pd.DataFrame, subjects: int) -> list[str]:

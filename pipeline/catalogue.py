@@ -1,16 +1,17 @@
 """The catalogue: one row per sequence of a release, and a row for everything refused.
 
-``<folder>/sequences.parquet`` and ``<folder>/refusals.parquet``; no pixels are copied.
+``<folder>/sequences.parquet``, ``<folder>/refusals.parquet`` and ``<folder>/release.json``; no
+pixels are copied.
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 
-from pipeline.releases import Refusal
+from pipeline.files import write_json
 from pipeline.tables import KEY, read_table, write_table
 
 VERSION = "1"
@@ -47,15 +48,51 @@ REFUSALS = pa.schema(
 )
 
 
-def write_catalogue(folder: Path, sequences: pd.DataFrame, refusals: pd.DataFrame) -> None:
-    """Write both tables; column order and types are those of the schemas above."""
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Frames that go no further; ``frames`` counts them, 0 where their number is unknown."""
+
+    container: str
+    member: str
+    reason: str
+    detail: str = ""
+    frames: int = 1
+    subject: str = ""
+    sequence: str = ""
+    view: str = ""
+
+
+@dataclass(frozen=True)
+class Release:
+    """What was found as a whole; the content of release.json."""
+
+    layout: str
+    containers: int
+    files_seen: int
+    """Frames catalogued and files refused."""
+
+    expected: dict[str, int]
+    """Counts of a complete release, as far as they are known: subjects, train_subjects,
+    val_subjects, test_subjects, and views as the view column tells them apart."""
+
+
+def write_catalogue(
+    folder: Path, sequences: pd.DataFrame, refusals: pd.DataFrame, release: Release
+) -> None:
+    """Write both tables, with the schemas' column order and types, and release.json."""
     write_table(folder / "sequences.parquet", sequences, SEQUENCES)
     write_table(folder / "refusals.parquet", refusals, REFUSALS)
+    write_json(folder / "release.json", asdict(release))
 
 
-def read_sequences(folder: Path) -> pd.DataFrame:
-    """The catalogue's rows, sorted by key."""
-    return read_table(folder / "sequences.parquet", SEQUENCES)
+def read_sequences(folder: Path, columns: list[str] | None = None) -> pd.DataFrame:
+    """The catalogue's rows, sorted by key; ``columns``: only these."""
+    return read_table(folder / "sequences.parquet", SEQUENCES, columns)
+
+
+def read_refusals(folder: Path) -> pd.DataFrame:
+    """What ingest or normalize refused on the way to ``folder``, sorted by container."""
+    return read_table(folder / "refusals.parquet", REFUSALS)
 
 
 def refusal_table(dataset: str, refusals: Iterable[Refusal]) -> pd.DataFrame:

@@ -33,6 +33,21 @@ def place(model: GaitGL, device: torch.device) -> GaitGL:
     return placed
 
 
+def compiler_problem(device: torch.device) -> str:
+    """Why torch.compile cannot work for a device here, in a line; empty if it can."""
+    from torch._dynamo.exc import TorchDynamoException  # a second to import
+
+    try:
+        torch.compile(_doubled)(torch.ones(2, device=device))
+    except TorchDynamoException as error:
+        return str(error).partition("\n")[0]
+    return ""
+
+
+def _doubled(x: torch.Tensor) -> torch.Tensor:
+    return x + x
+
+
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context in which the network runs in ``precision`` (float32 or bfloat16)."""
     enabled = precision == "bfloat16"

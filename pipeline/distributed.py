@@ -173,9 +173,13 @@ def spread(processes: int) -> None:
 
 def workers_of_each_process(workers: int) -> int:
     """``runtime.workers``, divided among the processes of this machine; 0 stays 0."""
-    here = int(os.environ["LOCAL_WORLD_SIZE"]) if _launched() else 1
     count = worker_count(workers)
-    return max(1, count // here) if count else 0
+    return max(1, count // processes_here()) if count else 0
+
+
+def processes_here() -> int:
+    """How many processes train on this machine."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if _launched() else 1
 
 
 def _launched() -> bool:

@@ -12,6 +12,8 @@ from pipeline.devices import autocast, place
 from pipeline.distributed import ALONE, World
 from pipeline.embedding_file import Embeddings
 from pipeline.errors import PipelineError
+from pipeline.memory import is_exhausted
+from pipeline.prefetching import prepared
 from pipeline.progress import Progress
 from pipeline.silhouette_store import SilhouetteStore
 from pipeline.tables import KEY
@@ -42,14 +44,28 @@ def embed(
         raise PipelineError(f"{store.folder}: no sequence to embed")
     context = autocast(device, precision)
 
-    def embedded(rows: npt.NDArray[np.int64]) -> Tensor:
-        frames = np.stack([store.read(int(number)) for number in numbers[rows]])
-        silhouettes = torch.from_numpy(frames)[:, None]  # [n, 1, t, h, w]
-        with context:
-            out: Tensor = model(silhouettes.to(device).float() / 255)
+    def read(rows: npt.NDArray[np.int64]) -> Tensor:
+        columns = np.stack([store.read(int(number)).mT for number in numbers[rows]])
+        silhouettes = torch.from_numpy(columns).mT[:, None]  # [n, 1, t, h, w]
+        return silhouettes.pin_memory() if device.type == "cuda" else silhouettes
+
+    def embedded(silhouettes: Tensor) -> Tensor:
+        try:
+            with context:
+                out: Tensor = model(silhouettes.to(device, non_blocking=True).float() / 255)
+        except RuntimeError as error:
+            if not is_exhausted(error):
+                raise
+            n, _, t = silhouettes.shape[:3]
+            raise PipelineError(
+                f"out of memory while embedding {n} sequence(s) of {t} frames at widths "
+                f"{list(model.config.channels)}: free the device of other work, or set "
+                "runtime.device to cpu"
+            ) from None
         return out.float().cpu()  # [n, c, strips]
 
     embeddings: Embeddings | None = None
+    own_batches = prepared(read, batches[world.rank :: world.size], threads=1)
     with (
         Progress("embedding", len(numbers), "sequences", shown=shown and world.leads) as progress,
         torch.inference_mode(),
@@ -58,7 +74,7 @@ def embed(
             turn = batches[first : first + world.size]
             if world.rank >= len(turn):
                 break
-            own = embedded(turn[world.rank])
+            own = embedded(next(own_batches))
             if not world.leads:
                 world.send(own)
                 continue

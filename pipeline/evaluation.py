@@ -8,7 +8,7 @@ import pandas as pd
 
 from gaitgl import retrieval
 from pipeline.errors import PipelineError, listing
-from pipeline.protocols import Protocol
+from pipeline.protocols import Protocol, named
 from pipeline.tables import KEY
 
 Table = npt.NDArray[np.float64]
@@ -42,8 +42,13 @@ def evaluate(
     """Apply ``protocol`` to embeddings [n, c, strips] with their keys (subject, sequence, view).
 
     A condition without probes is left out and printed. Raises PipelineError where keys repeat,
-    or there is nothing to compare.
+    it is not known who walks in the probes, or there is nothing to compare.
     """
+    if not protocol.labelled:
+        raise PipelineError(
+            f"{protocol.title}: nobody knows who walks in the probes ({protocol.probe_words}), and "
+            "ranks need labels: the embeddings are as far as this data goes here."
+        )
     _check_keys(keys)
     rows = np.flatnonzero(protocol.compares(keys["sequence"], keys["view"]))
     if len(rows) < len(keys):  # embeddings of another protocol; the copy costs memory
@@ -53,9 +58,11 @@ def evaluate(
     rank1: dict[str, Table] = {}
     curves: list[pd.DataFrame] = []
     metrics: dict[str, dict[str, float]] = {}
-    for condition, probe in protocol.probes.items():
-        if not keys["sequence"].isin(probe).any():
-            print(f"{condition}: no probe sequence ({', '.join(probe)}): left out")
+    gallery = named(protocol.gallery, keys["sequence"])
+    for condition, names in protocol.probes.items():
+        probe = named(names, keys["sequence"])
+        if not probe:
+            print(f"{condition}: no probe sequence ({', '.join(names)}): left out")
             continue
         try:
             first = retrieval.first_match_rank(
@@ -63,7 +70,7 @@ def evaluate(
                 keys["subject"].to_numpy(str),
                 keys["sequence"].to_numpy(str),
                 keys["view"].to_numpy(str),
-                gallery=protocol.gallery,
+                gallery=gallery,
                 probe=probe,
                 distance=distance,
             )
@@ -88,7 +95,7 @@ def evaluate(
             f"cannot compare: no probe sequence among {len(keys)} embeddings; the protocol takes "
             f"{protocol.probe_words}"
         )
-    in_gallery = keys["sequence"].isin(protocol.gallery)
+    in_gallery = keys["sequence"].isin(gallery)
     counts = {
         "subjects": int(keys["subject"].nunique()),
         "gallery_sequences": int(in_gallery.sum()),

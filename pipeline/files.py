@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +36,8 @@ def new_folder(path: Path) -> Iterator[Path]:
 def new_file(path: Path) -> Iterator[Path]:
     """A file to write beside ``path``; flushed to the disk, it takes that name at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    # several machines may write to the same shared folder: a process's number would not do
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         yield beside
         _flush(beside)

@@ -1,69 +1,95 @@
 """From a release, untouched, to the catalogue of its sequences and its refusals."""
 
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import pandas as pd
 
 from pipeline import releases
-from pipeline.archives import Caps, DamagedArchiveError, WrongPasswordError
-from pipeline.catalogue import SEQUENCES, by_reason, refusal_table
+from pipeline.archives import Caps, DamagedArchiveError, is_packed
+from pipeline.catalogue import SEQUENCES, Refusal, Release, by_reason, refusal_table
 from pipeline.errors import PipelineError, listing
+from pipeline.layouts import LAYOUTS, recognise
+from pipeline.layouts.generic import Generic
+from pipeline.layouts.layout import Key, Layout
 from pipeline.processes import map_in_order, report
 from pipeline.progress import Progress
-from pipeline.protocols import PROTOCOLS
-from pipeline.releases import Found, Refusal, Scan
+from pipeline.protocols import Protocol, named
+from pipeline.releases import Found, Scan
 from pipeline.settings import Dataset
+
+STRAY = "not in the layout of the rest"
+
+
+class Catalogue(NamedTuple):
+    """What is known of a release without looking at a picture."""
+
+    sequences: pd.DataFrame
+    """Columns of pipeline.catalogue.SEQUENCES, sorted by key."""
+
+    refusals: pd.DataFrame
+    """Columns of pipeline.catalogue.REFUSALS."""
+
+    release: Release
+    protocol: Protocol
 
 
 def ingest(
     dataset: Dataset, root: Path, split: str, workers: int, caps: Caps | None = None
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Catalogue and refusals of the release below ``root`` (columns: pipeline.catalogue).
+) -> Catalogue:
+    """Catalogue of the release below ``root``, whichever layout it has.
 
     Raises PipelineError where the root, an archive or the sequences found cannot serve; archives
     that cannot be opened are all named at once.
     """
-    names, refused = releases.containers(dataset, root)
+    names, refused, empty = releases.containers(dataset, root)
     scans = _scan_all(dataset, root, names, workers, caps)
     seen = sum(scan.seen for scan in scans) + sum(refusal.frames for refusal in refused)
     refused += [refusal for scan in scans for refusal in scan.refused]
-    found, repeated = _without_repeats([found for scan in scans for found in scan.found])
-    refused += repeated
-    if not found:
-        raise releases.nothing_found(dataset, root, refused)
-    layouts = sorted({layout for scan in scans for layout in scan.layouts})
-    if len(layouts) > 1:
-        raise PipelineError(
-            f"data.{dataset}.root = {root}: more than one layout in one folder:\n"
-            f"{listing(layouts)}\nMove one of them elsewhere: a sequence must be there once."
-        )
-    rows = [_row(dataset, item, split) for item in sorted(found, key=lambda f: f.key)]
+    found = [found for scan in scans for found in scan.found]
+    recognised = _layout(dataset, root, found, refused)
+    found, strays = _without_strays(recognised, found)
+    found, repeated = _without_repeats(found)
+    keys = {item.key for item in found}
+    empty_folders = [(folder, "") for folder in empty]
+    for name, scan in zip(names, scans, strict=True):
+        empty_folders += [(name, folder) for folder in scan.empty]
+    refused = [
+        *(_with_key(recognised, refusal) for refusal in refused + strays),
+        *repeated,
+        *_empty_places(recognised, empty_folders, keys),
+    ]
+    layout = recognised(root, keys, split)
+    rows = [_row(dataset, item, layout) for item in sorted(found, key=lambda f: f.key)]
     sequences = pd.DataFrame(rows, columns=SEQUENCES.names)
     refusals = refusal_table(dataset, refused)
     _account(seen, sequences, refusals)
-    print(f"{dataset}: {layouts[0]}, {len(names)} containers below {root}")
+    _introduce(dataset, root, layout, len(names))
     _report(dataset, seen, sequences, refusals)
-    check_protocol(dataset, sequences)
-    return sequences, refusals
+    check_protocol(dataset, sequences, layout.protocol)
+    release = Release(layout.name, len(names), seen, dict(layout.expected))
+    return Catalogue(sequences, refusals, release, layout.protocol)
 
 
-def check_protocol(dataset: Dataset, sequences: pd.DataFrame) -> None:
+def check_protocol(dataset: Dataset, sequences: pd.DataFrame, protocol: Protocol) -> None:
     """PipelineError unless there are subjects to train on, and probes that have a gallery.
 
     Test subjects without any gallery sequence are printed: they can never be recognized.
     """
-    protocol = PROTOCOLS[dataset]
     test = sequences[
         (sequences["split"] == "test") & protocol.compares(sequences["sequence"], sequences["view"])
     ]
-    gallery = set(test.loc[test["sequence"].isin(protocol.gallery), "subject"])
-    probe = set(test.loc[test["sequence"].isin(protocol.all_probes), "subject"])
+    in_gallery = test["sequence"].isin(named(protocol.gallery, test["sequence"]))
+    gallery, probe = set(test.loc[in_gallery, "subject"]), set(test.loc[~in_gallery, "subject"])
     problems = []
     if not (sequences["split"] == "train").any():
         problems.append("no subject to train on")
     if not gallery:
-        problems.append(f"no test subject has a gallery sequence ({', '.join(protocol.gallery)})")
+        problems.append(f"no test subject has a gallery sequence ({protocol.gallery_words})")
     if not probe:
         problems.append(f"no test subject has a probe sequence ({protocol.probe_words})")
     if problems:
@@ -73,12 +99,146 @@ def check_protocol(dataset: Dataset, sequences: pd.DataFrame) -> None:
             f"Found test sequences named "
             f"{', '.join(held) or 'none'}.\nIs the release complete, and data.{dataset} right?"
         )
-    without = sorted(probe - gallery)
-    if without:
+    if not protocol.labelled:
+        print(
+            f"{dataset}: the {len(probe)} probes have no labels: they can be embedded, not ranked"
+        )
+    elif without := sorted(probe - gallery):
         print(
             f"{dataset}: {len(without)} test subject(s) have probes but no gallery sequence, "
             f"so no probe of theirs can match:\n{listing(without)}"
         )
+
+
+def _layout(
+    dataset: Dataset, root: Path, found: list[Found], refused: list[Refusal]
+) -> type[Layout]:
+    """The one layout of all sequences found; PipelineError where there is none, or another."""
+    by_layout = {
+        layout: own for layout in LAYOUTS if (own := [f for f in found if f.layout == layout.name])
+    }
+    if not by_layout:
+        raise _nothing_found(dataset, root, refused)
+    if len(by_layout) > 1:
+        by_layout.pop(Generic, None)  # what else has that form is strays
+    where = f"data.{dataset}.root = {root}"
+    if len(by_layout) > 1:
+        lines = [
+            f"{layout.name} ({layout.form}): {_some(own)}" for layout, own in by_layout.items()
+        ]
+        raise PipelineError(
+            f"{where}: more than one layout in one folder:\n{listing(lines)}\n"
+            "Move all but one of them elsewhere: a sequence must be there once."
+        )
+    (layout,) = by_layout
+    if layout is Generic:
+        depths: dict[int, list[Found]] = {}
+        for item in found:
+            depths.setdefault(_depth(item.folder), []).append(item)
+        if len(depths) > 1:  # else crops/ inside a view would become views of other subjects
+            lines = [f"{depth} folders deep: {_some(depths[depth])}" for depth in sorted(depths)]
+            raise PipelineError(
+                f"{where}: expected every frame as deep as the others, {layout.form}; found\n"
+                f"{listing(lines)}\nMove what is no sequence elsewhere."
+            )
+    return layout
+
+
+def _depth(folder: str) -> int:
+    return len(PurePosixPath(folder).parts)  # which leaves ./ out
+
+
+def _some(found: list[Found]) -> str:
+    frames = sum(len(item.frames) for item in found)
+    return f"{len(found)} sequence(s) of {frames} frame(s), such as {_path(found[0])}"
+
+
+def _path(item: Found) -> str:
+    inside = f"{item.folder}/{item.frames[0]}"
+    return f"{item.container}: {inside}" if is_packed(item.container) else inside
+
+
+def _nothing_found(dataset: Dataset, root: Path, refused: list[Refusal]) -> PipelineError:
+    """The error for a root in which no layout is recognised."""
+    looked_for = "\n".join(f"  {layout.name}: {layout.form}" for layout in LAYOUTS)
+    examples = [
+        f"{r.container}: {r.member or '(whole archive)'}: {r.reason} {r.detail}".rstrip()
+        for r in refused
+    ]
+    suffixes = Counter(
+        PurePosixPath(r.member).suffix.lower() or "none" for r in refused if r.member
+    )
+    counts = ", ".join(f"{suffix}: {count}" for suffix, count in suffixes.most_common(8))
+    return PipelineError(
+        f"data.{dataset}.root = {root}: no sequence of {dataset} in it, nor of other data.\n"
+        f"Looked for these paths, in archives and in folders, with any folders before them:\n"
+        f"{looked_for}\n"
+        f"Found instead:\n{listing(examples, 5) or '  no file'}"
+        + (f"\nFiles by suffix: {counts}" if counts else "")
+    )
+
+
+def _without_strays(layout: type[Layout], found: list[Found]) -> tuple[list[Found], list[Refusal]]:
+    """What has the layout, and what only has three folders, as nearly everything."""
+    strays = [
+        Refusal(
+            item.container,
+            item.folder,
+            STRAY,
+            f"such as {item.frames[0]}; expected {layout.form}",
+            len(item.frames),
+        )
+        for item in found
+        if item.layout != layout.name
+    ]
+    return [item for item in found if item.layout == layout.name], strays
+
+
+def _with_key(layout: type[Layout], refusal: Refusal) -> Refusal:
+    """A refusal with the sequence in whose place the refused member lies, if that is one."""
+    if refusal.subject or not refusal.member:
+        return refusal
+    if not is_packed(refusal.container):
+        folder = refusal.container
+    elif refusal.reason == STRAY:
+        folder = refusal.member
+    else:
+        folder = refusal.member.rpartition("/")[0]
+    key = layout.key_of_folder(folder)
+    return (
+        refusal if key is None else replace(refusal, subject=key[0], sequence=key[1], view=key[2])
+    )
+
+
+def _empty_places(
+    layout: type[Layout], folders: Iterable[tuple[str, str]], found: set[Key]
+) -> list[Refusal]:
+    """Sequences without a frame: empty folders where a sequence would lie."""
+    empty: dict[Key, Refusal] = {}
+    for container, folder in folders:
+        key = layout.key_of_folder(folder or container)
+        if key is not None and key not in found:
+            empty.setdefault(key, Refusal(container, folder, "an empty folder", "", 0, *key))
+    return list(empty.values())
+
+
+def _introduce(dataset: Dataset, root: Path, layout: Layout, containers: int) -> None:
+    """Print what was recognised, and what follows from that."""
+    print(f"{dataset}: {layout.name} ({layout.form}), {containers} containers below {root}")
+    if layout.dataset != dataset:
+        print(
+            f"{dataset}: this is not how {dataset} is handed out: {layout.protocol.title} takes "
+            "its place"
+        )
+    if not isinstance(layout, Generic) and (root / releases.DESCRIPTION).exists():
+        print(
+            f"{dataset}: {releases.DESCRIPTION} is not read: {layout.name} has a split and a "
+            "protocol of its own"
+        )
+    print(
+        f"{dataset}: split: {layout.split_words}; gallery: {layout.protocol.gallery_words}; "
+        f"probes: {layout.protocol.probe_words}"
+    )
 
 
 def _scan_all(
@@ -94,13 +254,7 @@ def _scan_all(
             else:
                 broken.append(outcome)
     if broken:
-        advice = "Download them again, or compare their checksums with the owners'."
-        if any(isinstance(error, WrongPasswordError) for error in broken):
-            advice = releases.password_advice(dataset)
-        raise PipelineError(
-            f"data.{dataset}.root = {root}: {len(broken)} archive(s) cannot be read:\n"
-            f"{listing([str(error) for error in broken])}\n{advice}"
-        )
+        raise releases.cannot_be_read(dataset, root, broken)
     return scans
 
 
@@ -108,7 +262,7 @@ def _scan_or_damage(
     dataset: Dataset, root: Path, caps: Caps | None, container: str
 ) -> Scan | DamagedArchiveError:
     try:
-        return releases.scan(dataset, root, container, caps)
+        return releases.scan(dataset, root, container, recognise, caps)
     except DamagedArchiveError as error:
         return error
     finally:
@@ -134,13 +288,13 @@ def _without_repeats(found: list[Found]) -> tuple[list[Found], list[Refusal]]:
     return list(first.values()), repeated
 
 
-def _row(dataset: Dataset, item: Found, split: str) -> dict[str, object]:
+def _row(dataset: Dataset, item: Found, layout: Layout) -> dict[str, object]:
     return {
         "dataset": dataset,
         "subject": item.subject,
         "sequence": item.sequence,
         "view": item.view,
-        "split": releases.split_of(dataset, item.subject, split),
+        "split": layout.split(item.subject, item.sequence),
         "container": item.container,
         "folder": item.folder,
         "frames": item.frames,

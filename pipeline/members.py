@@ -4,6 +4,7 @@ import io
 import os
 import re
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,11 +51,15 @@ class TooLargeError(DamagedArchiveError):
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One regular file inside a container (or one refused entry: then ``refusal`` says why)."""
+    """One regular file inside a container (or one refused entry: then ``refusal`` says why).
+
+    Archives list their folders, too, as members with ``folder``: an empty one may matter.
+    """
 
     name: str
     bytes: int
     refusal: str = ""
+    folder: bool = False
 
 
 def checked_member(name: str, size: int, regular: bool, caps: Caps) -> Member:
@@ -84,6 +89,12 @@ def _escaped(match: re.Match[str]) -> str:
     code = ord(match[0])
     byte = code - 0xDC00 if 0xDC80 <= code <= 0xDCFF else code  # how Python keeps such a byte
     return f"\\x{byte:02x}" if byte < 0x100 else f"\\u{byte:04x}"
+
+
+def listed_folder(name: str, caps: Caps) -> Iterator[Member]:
+    """A folder as a member, unless its name is refused."""
+    if not checked_member(name, 0, True, caps).refusal:
+        yield Member(name.rstrip("/"), 0, folder=True)
 
 
 class Source(io.BufferedReader):

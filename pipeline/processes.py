@@ -2,9 +2,14 @@
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from contextvars import ContextVar
+from multiprocessing.connection import Connection
 from multiprocessing.sharedctypes import Synchronized
 from typing import TypeVar
 
@@ -15,7 +20,8 @@ POLL_S = 0.5
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-_advance: Callable[[int], None] | None = None
+_advance: ContextVar[Callable[[int], None] | None] = ContextVar("advance", default=None)
+"""Where a task's reports go; a variable of each thread, for workers of Dask may run several."""
 
 
 def worker_count(workers: int) -> int:
@@ -29,8 +35,19 @@ def worker_count(workers: int) -> int:
 
 def report(amount: int) -> None:
     """Called by a task, in whichever process it runs: ``amount`` more is done."""
-    if _advance is not None:
-        _advance(amount)
+    advance = _advance.get()
+    if advance is not None:
+        advance(amount)
+
+
+@contextmanager
+def reports_to(advance: Callable[[int], None]) -> Iterator[None]:
+    """For the block, what this thread ``report``s goes to ``advance``."""
+    before = _advance.set(advance)
+    try:
+        yield
+    finally:
+        _advance.reset(before)
 
 
 def map_in_order(
@@ -38,21 +55,26 @@ def map_in_order(
     tasks: Sequence[Task],
     workers: int,
     advance: Callable[[int], None],
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """``map(function, tasks)`` over at most ``workers`` processes (0 or 1: in this one).
 
-    ``advance`` is called, in this process, with what the tasks ``report``.
+    ``advance`` is called, in this process, with what the tasks ``report``. The workers end with
+    this process however it ends, and at once where the generator is closed before its end.
     """
-    global _advance
     workers = min(worker_count(workers), len(tasks))
     if workers <= 1:
-        _advance = advance
-        yield from map(function, tasks)
+        for task in tasks:
+            with reports_to(advance):
+                result = function(task)
+            yield result
         return
     # spawn: forked copies of a process with threads (OpenCV, Arrow) may hang
     context = multiprocessing.get_context("spawn")
     done = context.Value("q", 0)
-    with ProcessPoolExecutor(workers, context, _count_into, (done,)) as pool:
+    # only this process holds the end that could be written to: once it is closed, or this process
+    # has ended, the workers read the end of the file
+    ending, held = context.Pipe(duplex=False)
+    with held, ProcessPoolExecutor(workers, context, _begin_worker, (done, ending)) as pool:
         seen = 0
         futures = [pool.submit(function, task) for task in tasks]
         try:
@@ -65,7 +87,10 @@ def map_in_order(
                 "a worker process was killed, most likely for want of memory; lower runtime.workers"
             ) from None
         finally:
+            if not all(future.done() for future in futures):
+                held.close()
             pool.shutdown(wait=True, cancel_futures=True)
+            ending.close()
         _pass_on(done, seen, advance)
 
 
@@ -79,12 +104,17 @@ def _pass_on(done: "Synchronized[int]", seen: int, advance: Callable[[int], None
     return more
 
 
-def _count_into(done: "Synchronized[int]") -> None:
+def _begin_worker(done: "Synchronized[int]", ending: Connection) -> None:
     """Runs first in each worker."""
-    global _advance
 
     def add(amount: int) -> None:
         with done.get_lock():
             done.value += amount
 
-    _advance = add
+    def end_with_parent() -> None:
+        ending.poll(None)  # nothing is ever sent: this returns at the end of the file
+        os._exit(1)
+
+    _advance.set(add)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: the parent ends us
+    threading.Thread(target=end_with_parent, name="ends with its parent", daemon=True).start()

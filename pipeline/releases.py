@@ -1,13 +1,10 @@
-"""The layouts in which the owners of OUMVLP and CASIA-E hand out silhouettes.
-
-A layout is a pattern on the path of a frame. Paths may have any folders before it, so that a
-release that was extracted one level deeper is still found.
-"""
+"""What lies below a release's root: archives and folders, their sequences, and what is refused."""
 
 import os
 import re
 import sys
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,26 +19,12 @@ from pipeline.archives import (
     list_members,
     printable,
 )
-from pipeline.errors import PipelineError
+from pipeline.catalogue import Refusal
+from pipeline.errors import PipelineError, listing
 from pipeline.settings import Dataset
 
-LAYOUTS: dict[Dataset, dict[str, re.Pattern[str]]] = {
-    "oumvlp": {
-        "release (Silhouette_<view>-<sequence>/<subject>/<frame>.png)": re.compile(
-            r"(?:^|/)Silhouette_(?P<view>\d{3})-(?P<sequence>\d{2})/(?P<subject>\d{5})/"
-            r"[^/]+\.(?i:png)$"
-        ),
-        "rearranged (<subject>/<sequence>/<view>/<frame>.png)": re.compile(
-            r"(?:^|/)(?P<subject>\d{5})/(?P<sequence>\d{2})/(?P<view>\d{3})/[^/]+\.(?i:png)$"
-        ),
-    },
-    "casia_e": {
-        "release (<subject>/<H|L>/<scene>/<nm|bg|cl>/<view>/<number>/<frame>.jpg)": re.compile(
-            r"(?:^|/)(?P<subject>\d{3,4})/(?P<height>[HL])/(?P<scene>scene[123]|scene3_s)/"
-            r"(?P<condition>nm|bg|cl)/(?P<view>\d{3})/(?P<number>\d+)/[^/]+\.(?i:jpe?g)$"
-        ),
-    },
-}
+DESCRIPTION = "dataset.yaml"
+"""A file of this name in the root describes the data and is none of it; see docs/layouts.md."""
 
 PASSWORD_VARIABLES: dict[Dataset, str] = {
     "oumvlp": "OUMVLP_PASSWORD",
@@ -53,6 +36,7 @@ PASSWORD_VARIABLES: dict[Dataset, str] = {
 class Found:
     """One sequence as it lies in the release; frames in the order in which they were taken."""
 
+    layout: str
     subject: str
     sequence: str
     view: str
@@ -66,20 +50,6 @@ class Found:
         return self.subject, self.sequence, self.view
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Frames that go no further; ``frames`` counts them, 0 where their number is unknown."""
-
-    container: str
-    member: str
-    reason: str
-    detail: str = ""
-    frames: int = 1
-    subject: str = ""
-    sequence: str = ""
-    view: str = ""
-
-
 @dataclass(slots=True)
 class Scan:
     """What one container holds: sequences found, members refused, frames seen."""
@@ -87,7 +57,8 @@ class Scan:
     found: list[Found] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
     seen: int = 0
-    layouts: set[str] = field(default_factory=set)
+    empty: list[str] = field(default_factory=list)
+    """Folders inside the archive that hold nothing."""
 
 
 def password(dataset: Dataset) -> str | None:
@@ -103,16 +74,17 @@ def password_advice(dataset: Dataset) -> str:
     )
 
 
-def containers(dataset: Dataset, root: Path) -> tuple[list[str], list[Refusal]]:
-    """Everything below ``root`` that may hold frames, sorted, and files that cannot.
+def containers(dataset: Dataset, root: Path) -> tuple[list[str], list[Refusal], list[str]]:
+    """Everything below ``root`` that may hold frames, files that cannot, and empty folders.
 
-    Raises PipelineError where there is nothing, or an archive's table of contents is unreadable.
+    Sorted. Raises PipelineError where the root is no folder, or a zip's table of contents is
+    unreadable; all such zips are named.
     """
     check_root(dataset, root)
-    where = f"data.{dataset}.root = {root}"
     found: list[str] = []
     refused: list[Refusal] = []
-    broken: list[str] = []
+    empty: list[str] = []
+    broken: list[DamagedArchiveError] = []
     for folder, below, files in os.walk(root):
         below.sort()
         relative = Path(folder).relative_to(root).as_posix()
@@ -124,35 +96,47 @@ def containers(dataset: Dataset, root: Path) -> tuple[list[str], list[Refusal]]:
         loose = 0
         for name in sorted(files):
             path = name if relative == "." else f"{relative}/{name}"
-            if is_archive(name) and path != printable(path):
-                reason = "a name that is not text (UTF-8)"
-                refused.append(Refusal(printable(relative), printable(name), reason))
-            elif is_archive(name):
-                try:
-                    inner, others = archive_containers(root, path, password(dataset))
-                except DamagedArchiveError as error:
-                    broken.append(str(error))
+            if is_archive(name):
+                if path != printable(path):
+                    reason = "a name that is not text (UTF-8)"
+                    refused.append(Refusal(printable(relative), printable(name), reason))
                     continue
-                found += inner
+                try:
+                    inside, others = archive_containers(root, path, password(dataset))
+                except DamagedArchiveError as error:
+                    broken.append(error)
+                    continue
+                found += inside
                 refused += [Refusal(path, m.name, m.refusal) for m in others]
-                if not inner and not others:
+                if not inside and not others:
                     refused.append(Refusal(path, "", "the archive is empty", frames=0))
-            else:
+            elif path != DESCRIPTION:
                 loose += 1
-        if loose and relative == printable(relative):
-            found.append(relative)
-        elif loose:
+        hollow = not below and not files
+        if (loose or hollow) and relative != printable(relative):
             reason = "a folder's name that is not text (UTF-8)"
             refused.append(Refusal(printable(relative), "", reason, frames=loose))
+        elif loose:
+            found.append(relative)
+        elif hollow:
+            empty.append(relative)
     if broken:
-        raise PipelineError(
-            f"{where}: {len(broken)} archive(s) cannot be opened:\n"
-            + "\n".join(f"  {line}" for line in broken)
-            + "\nDownload them again, or compare their checksums with the owners'."
-        )
-    if not found and not refused:
-        raise PipelineError(f"{where}: no archive and no frame below it.\n{_looked_for(dataset)}")
-    return found, refused
+        raise cannot_be_read(dataset, root, broken)
+    return found, refused, empty
+
+
+def cannot_be_read(
+    dataset: Dataset, root: Path, broken: Iterable[DamagedArchiveError]
+) -> PipelineError:
+    """The error that names all archives which cannot be read."""
+    errors = list(broken)
+    advice = "Download them again, or compare their checksums with the owners'."
+    if any(isinstance(error, WrongPasswordError) for error in errors):
+        advice = password_advice(dataset)
+    return PipelineError(
+        f"data.{dataset}.root = {root}: {len(errors)} archive(s) cannot be read:\n"
+        f"{listing([str(error) for error in errors])}\n{advice}"
+    )
 
 
 def check_root(dataset: Dataset, root: Path) -> None:
@@ -165,36 +149,49 @@ def check_root(dataset: Dataset, root: Path) -> None:
         )
 
 
-def scan(dataset: Dataset, root: Path, container: str, caps: Caps | None = None) -> Scan:
+def scan(
+    dataset: Dataset,
+    root: Path,
+    container: str,
+    recognise: Callable[[str], tuple[str, tuple[str, str, str]] | None],
+    caps: Caps | None = None,
+) -> Scan:
     """List one container and sort its members into sequences and refusals.
+
+    ``recognise`` tells, from a frame's path, its layout and its subject, sequence and view.
 
     Raises WrongPasswordError, and DamagedArchiveError for a 7z, whose list is all or nothing. A tar
     damaged becomes refusals: what was listed before stays, but for the sequence that is cut off.
     """
     result = Scan()
-    folders: dict[tuple[str, str, str, str], list[Member]] = defaultdict(list)
-    last: tuple[str, str, str, str] | None = None
-    archive = is_packed(container)
+    folders: dict[tuple[str, str, str, str, str], list[Member]] = defaultdict(list)
+    last: tuple[str, str, str, str, str] | None = None
+    packed = is_packed(container)
     seen_names: set[str] = set()
+    listed_folders: list[str] = []
     try:
         for member in list_members(root, container, password(dataset), caps):
-            if not archive and is_archive(member.name):
+            if member.folder:
+                listed_folders.append(member.name)
+                continue
+            if not packed and is_archive(member.name):
                 continue  # a container of its own
+            if container == "." and member.name == DESCRIPTION:
+                continue
             result.seen += 1
-            path = member.name if archive else f"{container}/{member.name}"
+            path = member.name if packed else f"{container}/{member.name}"
             reason = member.refusal
             if not reason and member.name in seen_names:
                 reason = "a second member of the same name"
             seen_names.add(member.name)
-            match = None if reason else _match(dataset, path)
+            match = None if reason else recognise(path)
             if match is None:
                 result.refused.append(
                     Refusal(container, member.name, reason or "not a frame's name")
                 )
                 continue
             layout, (subject, sequence, view) = match
-            result.layouts.add(layout)
-            last = (subject, sequence, view, path.rpartition("/")[0])
+            last = (layout, subject, sequence, view, path.rpartition("/")[0])
             folders[last].append(member)
     except DamagedArchiveError as error:
         if container.lower().endswith(".7z") or isinstance(error, WrongPasswordError):
@@ -207,14 +204,16 @@ def scan(dataset: Dataset, root: Path, container: str, caps: Caps | None = None)
         for key in lost:
             cut = folders.pop(key)
             result.refused.append(
-                Refusal(container, key[3], "cut off by the damage", "", len(cut), *key[:3])
+                Refusal(container, key[4], "cut off by the damage", "", len(cut), *key[1:4])
             )
+    result.empty = _without_members(listed_folders, seen_names)
     if not result.seen and not result.refused:
         result.refused.append(Refusal(container, "", "the archive is empty", frames=0))
-    for (subject, sequence, view, folder), members in folders.items():
+    for (layout, subject, sequence, view, folder), members in folders.items():
         members.sort(key=lambda member: _natural(member.name))
         result.found.append(
             Found(
+                layout,
                 subject,
                 sequence,
                 view,
@@ -233,47 +232,17 @@ def member_name(container: str, folder: str, frame: str) -> str:
     return f"{folder}/{frame}" if is_packed(container) else frame
 
 
-def split_of(dataset: Dataset, subject: str, split: str) -> str:
-    """``train``, ``val`` or ``test``; ``split`` is ``data.<dataset>.split``."""
-    number = int(subject)
-    if dataset == "oumvlp":
-        # odd ids up to 10305 train; even ones and 10307 are the test
-        return "train" if number % 2 and number <= 10305 else "test"
-    if split == "opengait":
-        return "train" if number <= 200 else "test"
-    return "train" if number <= 500 else "val" if number <= 614 else "test"
-
-
-def nothing_found(dataset: Dataset, root: Path, refused: list[Refusal]) -> PipelineError:
-    """The error for a root that holds files, but no frame of the dataset."""
-    examples = "\n".join(
-        f"  {r.container}: {r.member or '(whole archive)'}: {r.reason} {r.detail}".rstrip()
-        for r in refused[:5]
-    )
-    return PipelineError(
-        f"data.{dataset}.root = {root}: no sequence of {dataset} in it.\n"
-        f"{_looked_for(dataset)}\nFound instead:\n{examples}"
-    )
-
-
-def _looked_for(dataset: Dataset) -> str:
-    forms = "\n".join(f"  {layout}" for layout in LAYOUTS[dataset])
-    kinds = "7z archives" if dataset == "oumvlp" else "zips of one tar a subject"
-    return f"Looked for {kinds}, or those extracted, with paths like\n{forms}"
-
-
-def _match(dataset: Dataset, path: str) -> tuple[str, tuple[str, str, str]] | None:
-    for layout, pattern in LAYOUTS[dataset].items():
-        if match := pattern.search(path):
-            part = match.groupdict()
-            if dataset == "casia_e":
-                sequence = "-".join(
-                    (part["height"], part["scene"], part["condition"], part["number"])
-                )
-            else:
-                sequence = part["sequence"]
-            return layout, (part["subject"], sequence, part["view"])
-    return None
+def _without_members(folders: list[str], members: Iterable[str]) -> list[str]:
+    """Folders below which nothing lies, whether members or folders."""
+    if not folders:
+        return []
+    parents = {name.rpartition("/")[0] for name in [*members, *folders]}
+    above = set()
+    for folder in parents:
+        while folder and folder not in above:
+            above.add(folder)
+            folder = folder.rpartition("/")[0]
+    return sorted(set(folders) - above)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -11,16 +11,12 @@ from pipeline.evaluation import Evaluation, rank1_table
 from pipeline.figures import cmc_curve, heat_map, p_curve
 from pipeline.files import new_folder, write_bytes, write_json
 from pipeline.protocols import Protocol
-from pipeline.settings import Dataset
 
 STAGES = ("pretrain", "finetune")
-
-TITLES: dict[Dataset, str] = {"oumvlp": "OUMVLP", "casia_e": "CASIA-E"}
 
 
 def write_report(
     folder: Path,
-    dataset: Dataset,
     evaluation: Evaluation,
     protocol: Protocol,
     histories: dict[str, pd.DataFrame],
@@ -32,7 +28,7 @@ def write_report(
     ``refused_sequences`` the test sequences that were refused before. Returns the figures of
     metrics.json under flat names.
     """
-    title = TITLES[dataset]
+    title = protocol.title
     with new_folder(folder / "tables") as tables:
         for condition, rank1 in evaluation.rank1.items():
             table = rank1_table(rank1, evaluation.views)
@@ -56,6 +52,7 @@ def write_report(
         {
             **metrics,
             "protocol": {
+                "data": protocol.title,
                 "gallery": protocol.gallery_words,
                 "probe": protocol.probe_words,
                 "excluded_views": list(protocol.excluded_views),
@@ -64,11 +61,11 @@ def write_report(
             },
         },
     )
-    print(result_text(folder, dataset))
+    print(result_text(folder))
     return _flat(metrics)
 
 
-def result_text(folder: Path, dataset: Dataset) -> str:
+def result_text(folder: Path) -> str:
     """The result table of a written report, and where its pictures are."""
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     summary = pd.read_csv(folder / "tables" / "summary.csv")
@@ -76,7 +73,7 @@ def result_text(folder: Path, dataset: Dataset) -> str:
     in_order = sorted(metrics["p"].items(), key=lambda item: STAGES.index(item[0]))
     finals = ", ".join(f"{stage} {p:.3f}" for stage, p in in_order)
     return (
-        f"\n{TITLES[dataset]}: {protocol['subjects']} unseen subjects, {protocol['views']} views, "
+        f"\n{protocol['data']}: {protocol['subjects']} unseen subjects, {protocol['views']} views, "
         f"{protocol['probe_sequences']} probes ({protocol['probe']}) against "
         f"{protocol['gallery_sequences']} gallery sequences ({protocol['gallery']}); "
         f"test sequences refused before: {protocol['refused_test_sequences']}\n"

@@ -10,7 +10,7 @@ def main() -> None:
     for dataset in DATASETS:
         folder = Path("reports", dataset)
         if (folder / "metrics.json").exists() and (folder / "tables/summary.csv").exists():
-            print(result_text(folder, dataset))
+            print(result_text(folder))
     print("\nruns, curves of p and settings side by side: make ui")
 
 

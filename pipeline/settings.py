@@ -33,7 +33,8 @@ class Section(BaseModel):
 class Oumvlp(Section):
     root: Annotated[str, Field(min_length=1)]
     """Folder with what the owners of OUMVLP hand out: Silhouette_<view>-<sequence>.7z, those
-    archives extracted, or <subject>/<sequence>/<view>/<frame>.png."""
+    archives extracted, or <subject>/<sequence>/<view>/<frame>.png. Or other data to pretrain on, in
+    any layout of docs/layouts.md."""
 
     split: ClassVar[str] = "published"
     """Odd ids are trained on, even ids tested: there is only one, so it is no setting."""
@@ -41,11 +42,13 @@ class Oumvlp(Section):
 
 class CasiaE(Section):
     root: Annotated[str, Field(min_length=1)]
-    """Folder with what the owners of CASIA-E hand out: the three zips, or forTrain/ extracted."""
+    """Folder with what the owners of CASIA-E hand out: the three zips, forTrain/ extracted, or the
+    HID competition's train/, test_gallery/ and test_probe/. Or other data to fine-tune on, in any
+    layout of docs/layouts.md."""
 
     split: Literal["release", "opengait"]
     """Who is trained on: subjects 1-500, 501-614 kept for validation, the rest for the test
-    (release); or subjects 1-200, the rest for the test (opengait)."""
+    (release); or subjects 1-200, the rest for the test (opengait). Other layouts have their own."""
 
 
 class Data(Section):
@@ -79,6 +82,9 @@ class Normalize(Section):
 
     min_frames: Positive
     """A sequence with fewer usable frames is refused (frames; OpenGait: 5)."""
+
+    max_refused_share: Annotated[float, Field(ge=0, le=1)]
+    """Refusing more than this share of a dataset's frames stops the pipeline (0 to 1)."""
 
 
 class Model(Section):
@@ -134,6 +140,10 @@ class Training(Section):
     precision: Literal["float32", "bfloat16"]
     """Arithmetic of the convolutions; pooling, distances and loss are float32 always."""
 
+    compile: bool
+    """Let torch.compile rewrite the training steps: minutes before the first one, and only worth
+    it on a GPU. Needs a C++ compiler; goes on without, and says so, where there is none."""
+
     validation_subjects: NotNegative
     """Subjects kept out of training to validate on (subjects). CASIA-E's release has 114 for that;
     elsewhere, and past those, they are taken from the training subjects."""
@@ -170,6 +180,10 @@ class Runtime(Section):
     workers: Annotated[int, Field(ge=-1)]
     """Processes for ingest and normalize, threads that prepare batches; 0: none beside the
     stage itself, -1: as many as there are cores."""
+
+    dask_scheduler: Annotated[str, Field(pattern=r"^(tcp://\S+:\d+)?$")]
+    """Address of a Dask scheduler (tcp://host:port), whose workers then normalize instead of
+    processes of this machine; empty: none. For trusted networks only."""
 
     processes: Positive
     """Processes that train and embed together, on this machine: one a GPU. The batch is divided
@@ -213,7 +227,7 @@ class Settings(Section):
         try:
             settings = cls.model_validate(tree)
         except ValidationError as error:
-            problems += [_explain(item, cls) for item in error.errors()]
+            problems += [explain(item, cls) for item in error.errors()]
         problems += _cross_checks(tree)
         if problems:
             lines = "\n".join(f"  {problem}" for problem in problems)
@@ -250,7 +264,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _explain(error: Any, root: type[BaseModel]) -> str:
+def explain(error: Any, root: type[BaseModel]) -> str:
     """One pydantic error as `full.key[0]: what is wrong`."""
     location = error["loc"]
     key = ""

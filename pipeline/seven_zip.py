@@ -28,6 +28,7 @@ from pipeline.members import (
     WrongPasswordError,
     checked_member,
     damaged_members,
+    listed_folder,
     reason_of,
     too_many_bytes,
 )
@@ -110,7 +111,9 @@ def list_seven_zip(
         if total > caps.max_archive_bytes:
             raise too_many_bytes(container, caps)
         for item in archive.files:
-            if not item.is_directory:
+            if item.is_directory:
+                yield from listed_folder(item.filename, caps)
+            else:
                 # modes of 0 are written by tools that know none
                 regular = item.is_file or item.st_fmt == 0
                 yield checked_member(item.filename, item.uncompressed or 0, regular, caps)

@@ -1,7 +1,9 @@
 """The silhouettes of a dataset: a few Arrow IPC shards, memory-mapped, and an index.
 
-One row of a shard is one sequence: its key and its frames ``uint8 [t, height, width]`` as one
-zstd-compressed blob. ``index.parquet`` says in which shard and row a sequence lies.
+One row of a shard is one sequence: its key and its frames as one zstd-compressed blob. In it the
+pixels of a column follow each other (``uint8 [t, width, height]``): a body is a few long runs then,
+which takes a sixth less room than rows do and is decompressed faster. ``index.parquet`` says in
+which shard and row a sequence lies.
 """
 
 import json
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pyarrow as pa
 
 from pipeline.errors import PipelineError
@@ -19,7 +22,7 @@ from pipeline.tables import check_schema, read_table
 
 HEIGHT, WIDTH = 64, 44
 
-_METADATA = {"version": "1", "height": str(HEIGHT), "width": str(WIDTH)}
+_METADATA = {"version": "2", "height": str(HEIGHT), "width": str(WIDTH)}
 
 SHARD = pa.schema(
     [
@@ -27,7 +30,7 @@ SHARD = pa.schema(
         ("sequence", pa.string()),
         ("view", pa.string()),
         ("n_frames", pa.int32()),
-        ("silhouettes", pa.binary()),  # zstd of uint8 [n_frames, HEIGHT, WIDTH]
+        ("silhouettes", pa.binary()),  # zstd of uint8 [n_frames, WIDTH, HEIGHT]
     ],
     metadata={"gaitgl": "silhouettes", **_METADATA},
 )
@@ -42,7 +45,7 @@ INDEX = pa.schema(
         ("n_frames", pa.int32()),
         ("shard", pa.string()),
         ("row", pa.int32()),
-        ("crc32", pa.int64()),  # of the frames; makes the index a digest of them
+        ("crc32", pa.int64()),  # of the blob's content; makes the index a digest of them
     ],
     metadata={"gaitgl": "silhouette index", **_METADATA},
 )
@@ -66,7 +69,7 @@ class StoredSequence:
 
 def compress(subject: str, sequence: str, view: str, silhouettes: Silhouettes) -> StoredSequence:
     """Pack ``uint8 [t, HEIGHT, WIDTH]`` without loss."""
-    content = np.ascontiguousarray(silhouettes).tobytes()
+    content = silhouettes.mT.tobytes()  # [t, w, h]
     blob = _CODEC.compress(content, asbytes=True)
     return StoredSequence(subject, sequence, view, len(silhouettes), blob, zlib.crc32(content))
 
@@ -79,7 +82,7 @@ def write_shard(path: Path, rows: list[StoredSequence]) -> None:
 
 
 class SilhouetteStore:
-    """Random access to the sequences of a dataset; memory used does not grow with its size.
+    """Random access to the sequences of a dataset; of its frames nothing stays in memory.
 
     ``index`` is a frame with INDEX' columns, one row per sequence, sorted by key; a sequence's
     number is its row there.
@@ -88,10 +91,10 @@ class SilhouetteStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.index = read_table(folder / "index.parquet", INDEX)
-        self._shards: dict[str, pa.RecordBatch] = {}
-        self._where = list(
-            zip(self.index["shard"], self.index["row"], self.index["n_frames"], strict=True)
-        )
+        self._blobs: dict[int, pa.BinaryArray] = {}
+        self._shard_numbers, self._shard_names = pd.factorize(self.index["shard"])
+        self._rows = self.index["row"].to_numpy()
+        self._lengths = self.index["n_frames"].to_numpy()
 
     def refused_sequences(self, split: str) -> int:
         """How many sequences of a split the release held, but ``normalize`` refused."""
@@ -103,22 +106,25 @@ class SilhouetteStore:
         return sha256(self.folder / "index.parquet")
 
     def read(self, number: int) -> Silhouettes:
-        """All frames of a sequence, ``uint8 [t, HEIGHT, WIDTH]``; the array is the caller's own."""
-        shard, row, n_frames = self._where[number]
-        blob = self._shard(shard).column(4)[row].as_buffer()
-        content = _CODEC.decompress(blob, n_frames * HEIGHT * WIDTH)
-        return np.frombuffer(content, np.uint8).reshape(n_frames, HEIGHT, WIDTH)  # [t, h, w]
+        """All frames of a sequence, ``uint8 [t, HEIGHT, WIDTH]``; the array is the caller's own.
 
-    def _shard(self, name: str) -> pa.RecordBatch:
-        if name not in self._shards:
-            path = self.folder / name
+        It is a view of ``[t, WIDTH, HEIGHT]``: who copies many frames copies ``.mT`` faster.
+        """
+        n_frames = int(self._lengths[number])
+        blob = self._shard(self._shard_numbers[number])[int(self._rows[number])].as_buffer()
+        content = _CODEC.decompress(blob, n_frames * HEIGHT * WIDTH)
+        return np.frombuffer(content, np.uint8).reshape(n_frames, WIDTH, HEIGHT).mT  # [t, h, w]
+
+    def _shard(self, number: int) -> pa.BinaryArray:
+        if number not in self._blobs:
+            path = self.folder / self._shard_names[number]
             try:
                 reader = pa.ipc.open_file(pa.memory_map(str(path)))
                 check_schema(path, reader.schema, SHARD)
-                self._shards[name] = reader.get_batch(0)
+                self._blobs[number] = reader.get_batch(0).column("silhouettes")
             except (pa.ArrowInvalid, OSError) as error:
                 raise PipelineError(
                     f"{path} is missing or cut short ({error}); `dvc repro -f -s "
                     "normalize@<dataset>` makes it anew"
                 ) from None
-        return self._shards[name]
+        return self._blobs[number]

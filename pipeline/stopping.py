@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -64,6 +65,31 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
+
+
+@contextmanager
+def exits_at_signals(kept: str) -> Iterator[None]:
+    """While the block runs, a signal ends the process as errors do: what was opened is closed.
+
+    So does the end of DVC. ``kept`` is said then: what is not lost. Exit status: 128 + signal.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        for heard in before:
+            signal.signal(heard, signal.SIG_IGN)  # a second one would disturb the closing
+        sys.stderr.write(f"\nstopped by {signal.Signals(number).name}: {kept}\n")
+        sys.exit(128 + number)
+
+    before: dict[int, Any] = {}
+    with stopped_with_starter():
+        for number in SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                before[number] = signal.signal(number, leave)
+        try:
+            yield
+        finally:
+            for heard, handler in before.items():
+                signal.signal(heard, handler)
 
 
 def starter() -> Callable[[], bool]:

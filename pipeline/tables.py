@@ -19,17 +19,20 @@ def write_table(path: Path, table: pd.DataFrame, schema: pa.Schema) -> None:
     pq.write_table(arrow.replace_schema_metadata(schema.metadata), path, compression="zstd")
 
 
-def read_table(path: Path, schema: pa.Schema) -> pd.DataFrame:
-    """Read what ``write_table`` wrote; PipelineError where kind, version or columns differ."""
+def read_table(path: Path, schema: pa.Schema, columns: list[str] | None = None) -> pd.DataFrame:
+    """Read what ``write_table`` wrote; PipelineError where kind, version or columns differ.
+
+    ``columns``: only these are read, the others need no memory.
+    """
     if not path.exists():
         raise PipelineError(f"{path} is missing: `dvc repro` makes it")
     try:
-        arrow = pq.read_table(path)
+        check_schema(path, pq.read_schema(path), schema)
+        arrow = pq.read_table(path, columns=columns)
     except (pa.ArrowInvalid, OSError) as error:
         raise PipelineError(
             f"{path} is not a readable table: {error}. Remove it and run `dvc repro`."
         ) from None
-    check_schema(path, arrow.schema, schema)
     frame: pd.DataFrame = arrow.to_pandas()
     return frame
 

@@ -16,6 +16,7 @@ from pipeline.members import (
     Member,
     Source,
     checked_member,
+    listed_folder,
     reason_of,
     too_many_bytes,
 )
@@ -33,6 +34,9 @@ def list_tar(root: Path, container: str, password: str | None, caps: Caps) -> It
     """Entries in the tar's order; DamagedArchiveError where it cannot be read on."""
     with _opened(root, container, password, caps) as stream:
         for entry, _ in _entries(container, stream, caps, set()):
+            if entry.isdir():
+                yield from listed_folder(entry.name, caps)
+                continue
             regular = entry.isreg() and not entry.issparse()
             yield checked_member(entry.name, entry.size, regular, caps)
 
@@ -72,7 +76,7 @@ class _Stream:
             raise tarfile.ReadError(f"more than {HEADER_BYTES} bytes of headers before an entry")
         data = self._next(size)
         if not data:
-            if False:
+            if self._ended and not self._resting:
                 # tarfile would skip what is not there, for as long as a header says
                 raise tarfile.ReadError("the tar ends too early")
             self._ended = True
@@ -166,7 +170,7 @@ def _outer_zip(root: Path, container: str) -> tuple[str, str] | None:
 def _entries(
     container: str, stream: _Stream, caps: Caps, wanted: set[str]
 ) -> Iterator[tuple[tarfile.TarInfo, bytes | None]]:
-    """Everything but folders, with the content of each wanted one (the first of its name)."""
+    """Everything, with the content of each wanted one (the first of its name)."""
     try:
         stream.allow(HEADER_BYTES)
         # typeshed asks for more of a stream than tarfile does
@@ -182,8 +186,7 @@ def _entries(
                     wanted.remove(entry.name)
                     content = _content(tar, entry, caps)
                     stream.check_unchanged()
-                if not entry.isdir():
-                    yield entry, content
+                yield entry, content
                 # a stream needs no list of what went by, nor of what was said for all entries
                 tar.members = []  # type: ignore[attr-defined]
                 tar.pax_headers = {}

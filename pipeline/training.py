@@ -1,7 +1,7 @@
 """The training loop: batches in, one optimizer step each, and what can be told of it."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -91,20 +91,25 @@ def train_steps(
     precision: str,
     device: torch.device,
     world: World = ALONE,
+    compiled: bool = False,
 ) -> Iterator[Step]:
     """Train ``model``, which lies on ``device``, in place, one step a batch; yields after each.
 
     With several processes each gets its share of the batches, and all do the same step.
+    ``compiled`` lets torch.compile rewrite the network; the model itself stays as it is.
     Raises NotFiniteError, before the weights are touched, at the first loss or gradient that is not
     finite.
     """
-    network = model if world.size == 1 else _averaging(model, device)
+    network: Callable[[Tensor], Tensor] = model if world.size == 1 else _averaging(model, device)
+    if compiled:
+        network = torch.compile(network)
     context = autocast(device, precision)
     for step, batch in enumerate(batches, start=first_step):
         model.train()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, lr, warmup_steps, lr_drops)
-        silhouettes = batch.silhouettes.to(device).float() / 255
+        # pinned memory is read while the host goes on
+        silhouettes = batch.silhouettes.to(device, non_blocking=True).float() / 255
         with context:
             embeddings = network(silhouettes)  # [n / processes, c, strips]
         result = batch_all_triplet_loss(world.gather(embeddings), batch.labels, margin)

@@ -16,10 +16,11 @@ import torch
 from gaitgl.model import GaitGL, GaitGLConfig
 from pipeline.batches import TrainingBatch, TrainingBatches
 from pipeline.checkpoints import read_checkpoint, save_checkpoint
-from pipeline.devices import choose_device, place
+from pipeline.devices import choose_device, compiler_problem, place
 from pipeline.distributed import World, joined, workers_of_each_process
 from pipeline.errors import PipelineError, Stopped, listing
 from pipeline.files import fingerprint, new_folder, sha256, write_json
+from pipeline.memory import advice, is_exhausted, memory_of_each, shortage
 from pipeline.profiling import profiled
 from pipeline.progress import Progress
 from pipeline.settings import Dataset, Runtime, Training, batch_problem
@@ -51,6 +52,7 @@ def run_training(
     model: GaitGL,
     config: GaitGLConfig,
     store: SilhouetteStore,
+    catalogue: Path,
     folder: Path,
     training: Training,
     seed: int,
@@ -61,8 +63,9 @@ def run_training(
     """Train, record the run, and make ``folder`` with checkpoint.safetensors and history.csv.
 
     ``params`` is what the run shows; ``upstream`` holds the digest of each checkpoint that this
-    training starts from, under its stage's name. On one CPU, with one number of threads, the files'
-    bytes depend on settings and inputs alone, however often the training was killed on the way.
+    training starts from, under its stage's name; the protocol in ``catalogue`` is read for
+    validation only. On one CPU, with one number of threads, the files' bytes depend on settings and
+    inputs alone, however often the training was killed on the way.
     """
     device = choose_device(runtime.device)
     about = {
@@ -79,8 +82,9 @@ def run_training(
     state = TrainingState(stage, identity)
     with joined(device) as world, StopRequest() as stop:
         _check_alike(world, state, training)
-        batches = _batches(store, training, seed, world)
-        validation = _validation(store, dataset, training)
+        _check_memory(stage, training, config, device, world)
+        batches = _batches(store, training, seed, world, device)
+        validation = _validation(store, catalogue, training)
         optimizer = new_optimizer(place(model, device))
         loop = _Loop(
             stage,
@@ -149,8 +153,17 @@ def _check_alike(world: World, state: TrainingState, training: Training) -> None
         raise PipelineError(problem)
 
 
+def _check_memory(
+    stage: str, training: Training, config: GaitGLConfig, device: torch.device, world: World
+) -> None:
+    """PipelineError where a batch cannot fit: the kernel would kill the process without a word."""
+    problem = shortage(stage, training, config, memory_of_each(device), world.size)
+    if problem:
+        raise PipelineError(problem)
+
+
 def _batches(
-    store: SilhouetteStore, training: Training, seed: int, world: World
+    store: SilhouetteStore, training: Training, seed: int, world: World, device: torch.device
 ) -> TrainingBatches:
     try:
         return TrainingBatches(
@@ -161,15 +174,16 @@ def _batches(
             seed,
             training.validation_subjects,
             world,
+            pinned=device.type == "cuda",
         )
     except ValueError as error:
         raise PipelineError(f"training cannot start: {error}") from None
 
 
-def _validation(store: SilhouetteStore, dataset: Dataset, training: Training) -> Validation | None:
+def _validation(store: SilhouetteStore, catalogue: Path, training: Training) -> Validation | None:
     if not training.validate_every:
         return None
-    return Validation(store, dataset, training.validation_subjects, training.precision)
+    return Validation(store, catalogue, training.validation_subjects, training.precision)
 
 
 @dataclass
@@ -245,6 +259,7 @@ class _Loop:
             precision=training.precision,
             device=self.device,
             world=self.world,
+            compiled=self._compiled(),
         )
         trace = self.state.folder.parent / "traces" / f"{self.state.folder.name}.json.gz"
         with (
@@ -266,6 +281,25 @@ class _Loop:
                     self._keep_or_stop(run)
             except NotFiniteError as error:
                 self._end_together(self._report(error))
+            except RuntimeError as error:
+                if not is_exhausted(error):
+                    raise
+                memory = memory_of_each(self.device)
+                raise PipelineError(
+                    f"out of memory in step {self.done + 1}.\n"
+                    + advice(self.stage, training, self.config, memory, self.world.size)
+                ) from None
+
+    def _compiled(self) -> bool:
+        """Whether torch.compile is asked for and can work; why it cannot is said."""
+        problem = compiler_problem(self.device) if self.training.compile else ""
+        if self.world.any(bool(problem)):
+            self._say(
+                f"warning: {self.stage}.compile is true, but there is no compiler ({problem}). "
+                f"Going on without: install one (g++ for a CPU), or set {self.stage}.compile: false"
+            )
+            return False
+        return self.training.compile
 
     def _note(self, step: Step, batches: "_Clock", run: TrackedRun | None) -> None:
         """Keep a step for history.csv and for the run's curves, where it is due."""

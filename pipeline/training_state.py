@@ -13,34 +13,25 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import yaml
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pipeline.errors import PipelineError
-from pipeline.files import fingerprint, new_folder, sha256, write_bytes, write_json
-from pipeline.settings import read_yaml
-from pipeline.stopping import has_ended, started_by
+from pipeline.files import new_folder, sha256, write_bytes, write_json
+from pipeline.run_folder import RUNS, RunFolder, held
 
-ROOT = Path(__file__).resolve().parent.parent
-RUNS = Path("runs")
 FORMAT = "gaitgl-training-state-1"
 KEPT = 2
 """States on disk: should the last be torn, there is the one before."""
-
-STOPPING_S = 120.0
-"""How long a trainer whose DVC was killed may take for its step, its state and its record."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +46,12 @@ class SavedState:
     """Whatever else JSON can hold."""
 
 
-class TrainingState:
+class TrainingState(RunFolder):
     """The folder of one training, told apart by everything that decides its result."""
 
     def __init__(self, stage: str, identity: dict[str, Any]) -> None:
+        super().__init__(stage, stage, identity)
         self.stage = stage
-        self._identity = {**identity, "code": _code_of(stage)}
-        self.key = fingerprint(self._identity)
-        self.folder = RUNS / f"{stage}-{self.key[:16]}"
         self._finished = RUNS / "finished" / stage
 
     @contextmanager
@@ -71,29 +60,9 @@ class TrainingState:
 
         One whose DVC was killed is about to stop: for that one it waits a while.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        holder = self.folder / "trainer.json"
-        lock = FileLock(self.folder / "trainer.lock")
-        try:
-            try:
-                lock.acquire(blocking=False)
-            except Timeout:
-                if not _is_stopping(holder):
-                    raise
-                sys.stderr.write(f"waiting for {_holder(holder)}, which is stopping\n")
-                lock.acquire(timeout=STOPPING_S)
-        except Timeout:
-            raise PipelineError(
-                f"this {self.stage} runs already: {_holder(holder)} holds {self.folder}.\n"
-                "Wait for it, or stop it with kill: the next one goes on from where it was."
-            ) from None
-        try:
-            this = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}
-            write_json(holder, {**this, "started_by": started_by()})
-            write_json(self.folder / "what.json", self._identity)
+        with held(self.folder / "trainer.lock", self.stage, self.folder):
+            self.describe()
             yield
-        finally:
-            lock.release()
 
     def save(self, step: int, tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
         """Write the state after ``step`` steps, flushed to the disk; the one before is kept.
@@ -144,13 +113,9 @@ class TrainingState:
     def others(self) -> list[str]:
         """Unfinished trainings of this stage under other settings, and what differs, in words."""
         found = []
-        for what in sorted(RUNS.glob(f"{self.stage}-*/what.json")):
-            steps = sorted(what.parent.glob("step-*.safetensors"))
-            if what.parent == self.folder or not steps:
-                continue
-            mine, theirs = _leaves(self._identity), _leaves(json.loads(what.read_text("utf-8")))
-            keys = sorted(k for k in {*mine, *theirs} if mine.get(k) != theirs.get(k))
-            found.append(f"{what.parent} (step {_step(steps[-1])}): other {', '.join(keys)}")
+        for folder, differs in self.folders_of_others():
+            if steps := sorted(folder.glob("step-*.safetensors")):
+                found.append(f"{folder} (step {_step(steps[-1])}): other {differs}")
         return found
 
     def keep_result(self, folder: Path) -> None:
@@ -231,47 +196,10 @@ def _digest(text: str, tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _code_of(stage: str) -> dict[str, str]:
-    """Digests of the code that DVC reruns the stage for: what it finds changed is not resumed."""
-    deps = read_yaml(ROOT / "dvc.yaml")["stages"][stage]["deps"]
-    return {path: sha256(ROOT / path) for path in deps if path.endswith(".py")}
-
-
 def _step(path: Path) -> int:
     return int(path.stem.removeprefix("step-"))
-
-
-def _holder(path: Path) -> str:
-    try:
-        holder = json.loads(path.read_text("utf-8"))
-        return f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
-    except (OSError, ValueError, KeyError):
-        return "a process that has just started"
-
-
-def _is_stopping(path: Path) -> bool:
-    """Whether the holder lost the DVC that started it, here on this machine."""
-    try:
-        holder = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return False
-    here = holder["host"] == socket.gethostname()
-    return here and holder["started_by"] is not None and has_ended(holder["started_by"])
 
 
 def _md5(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "md5").hexdigest()
-
-
-def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        found |= _leaves(value, f"{prefix}.{name}".removeprefix("."))
-    return found
-
-
-def _now() -> str:
-    return datetime.now().astimezone().isoformat(" ", "seconds")

@@ -1,5 +1,7 @@
 """Rank-1 on subjects that are kept out of training, while it goes on."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
@@ -9,19 +11,23 @@ from pipeline.distributed import World
 from pipeline.embedding import embed
 from pipeline.errors import PipelineError
 from pipeline.evaluation import evaluate
-from pipeline.protocols import PROTOCOLS
-from pipeline.settings import Dataset
+from pipeline.protocols import read_protocol
 from pipeline.silhouette_store import SilhouetteStore
 
 
 class Validation:
-    """Measures a network by its dataset's protocol on ``subjects`` held-out subjects."""
+    """Measures a network on ``subjects`` held-out subjects, by the protocol of their catalogue."""
 
     def __init__(
-        self, store: SilhouetteStore, dataset: Dataset, subjects: int, precision: str
+        self, store: SilhouetteStore, catalogue: Path, subjects: int, precision: str
     ) -> None:
         self._store, self._precision = store, precision
-        self._protocol = PROTOCOLS[dataset]
+        self._protocol = read_protocol(catalogue)
+        if not self._protocol.labelled:
+            raise PipelineError(
+                f"{catalogue}: {self._protocol.title} has a protocol for unknown people, which "
+                "training subjects cannot be measured by; set validate_every to 0"
+            )
         index = store.index
         compared = self._protocol.compares(index["sequence"], index["view"])
         self._numbers = np.flatnonzero(

@@ -19,6 +19,7 @@ from pipeline.members import (
     WrongPasswordError,
     checked_member,
     damaged_members,
+    listed_folder,
     reason_of,
     too_many_bytes,
 )
@@ -78,6 +79,9 @@ def list_zip(root: Path, container: str, password: str | None, caps: Caps) -> It
                 raise too_many_bytes(container, caps)
             member = checked_member(info.filename, info.file_size, _is_file(info), caps)
             yield Member(member.name, member.bytes, member.refusal or refusal)
+        for info in outer.infolist():
+            if info.filename.endswith("/"):  # is_dir stumbles over an empty name
+                yield from listed_folder(info.filename, caps)
 
 
 def read_zip(

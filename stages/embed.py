@@ -17,7 +17,7 @@ from pipeline.embedding import embed
 from pipeline.embedding_file import write_embeddings
 from pipeline.errors import run_stage
 from pipeline.files import sha256
-from pipeline.protocols import PROTOCOLS
+from pipeline.protocols import read_protocol
 from pipeline.settings import Settings
 from pipeline.silhouette_store import SilhouetteStore
 
@@ -34,7 +34,7 @@ def main() -> None:
     model = GaitGL(config)
     load_weights(model, weights, checkpoint)
     store = SilhouetteStore(Path("data", dataset, "silhouettes"))
-    protocol = PROTOCOLS[dataset]
+    protocol = read_protocol(Path("data", dataset, "catalogue"))
     compared = protocol.compares(store.index["sequence"], store.index["view"])
     numbers = np.flatnonzero(compared & (store.index["split"] == "test"))
     device = choose_device(settings.runtime.device)

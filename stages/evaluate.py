@@ -11,7 +11,7 @@ from pipeline.arguments import dataset_argument
 from pipeline.embedding_file import read_embeddings
 from pipeline.errors import run_stage
 from pipeline.evaluation import evaluate
-from pipeline.protocols import PROTOCOLS
+from pipeline.protocols import read_protocol
 from pipeline.report import write_report
 from pipeline.settings import Settings
 from pipeline.tracking import TrackedRun
@@ -21,7 +21,7 @@ def main() -> None:
     dataset = dataset_argument()
     settings = Settings.load()
     keys, embeddings, made_by = read_embeddings(Path("embeddings", f"{dataset}.arrow"))
-    protocol = PROTOCOLS[dataset]
+    protocol = read_protocol(Path("data", dataset, "catalogue"))
     evaluation = evaluate(
         keys, embeddings, protocol, settings.evaluate.distance, settings.evaluate.cmc_ranks
     )
@@ -36,7 +36,6 @@ def main() -> None:
     ) as run:
         metrics = write_report(
             folder,
-            dataset,
             evaluation,
             protocol,
             histories,

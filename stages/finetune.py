@@ -35,6 +35,7 @@ def main() -> None:
         model,
         config,
         SilhouetteStore(Path("data/casia_e/silhouettes")),
+        Path("data/casia_e/catalogue"),
         Path("models/finetune"),
         settings.finetune,
         settings.seed,

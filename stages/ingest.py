@@ -11,13 +11,14 @@ from pipeline.catalogue import write_catalogue
 from pipeline.errors import run_stage
 from pipeline.files import new_folder
 from pipeline.ingestion import ingest
+from pipeline.protocols import write_protocol
 from pipeline.settings import Settings
 
 
 def main() -> None:
     dataset = dataset_argument()
     settings = Settings.load()
-    sequences, refusals = ingest(
+    catalogue = ingest(
         dataset,
         Path(settings.data[dataset].root),
         settings.data[dataset].split,
@@ -25,7 +26,8 @@ def main() -> None:
         Caps(**settings.ingest.model_dump()),
     )
     with new_folder(Path("data", dataset, "catalogue")) as folder:
-        write_catalogue(folder, sequences, refusals)
+        write_catalogue(folder, catalogue.sequences, catalogue.refusals, catalogue.release)
+        write_protocol(folder, catalogue.protocol)
 
 
 if __name__ == "__main__":

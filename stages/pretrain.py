@@ -23,6 +23,7 @@ def main() -> None:
         GaitGL(config),
         config,
         SilhouetteStore(Path("data/oumvlp/silhouettes")),
+        Path("data/oumvlp/catalogue"),
         Path("models/pretrain"),
         settings.pretrain,
         settings.seed,

@@ -7,7 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pandas as pd
+import py7zr
 import pytest
 import yaml
 
@@ -115,6 +118,26 @@ def stores(
         )
         opened[dataset] = SilhouetteStore(folder)
     return opened
+
+
+@pytest.fixture(scope="session")
+def slow_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with OUMVLP in the real pictures' size, so that normalizing takes seconds: three
+    archives of 40 sequences of 5 frames. Do not write there."""
+    root = tmp_path_factory.mktemp("slow") / "oumvlp"
+    root.mkdir()
+    pictures = []
+    for shift in range(5):
+        frame = np.zeros((980, 1280), np.uint8)
+        cv2.ellipse(frame, (600 + 9 * shift, 500), (120, 400), shift, 0, 360, 255, -1)
+        pictures.append(cv2.imencode(".png", frame)[1].tobytes())
+    for folder in ("Silhouette_000-00", "Silhouette_000-01", "Silhouette_090-00"):
+        stored = [{"id": py7zr.FILTER_COPY}]
+        with py7zr.SevenZipFile(root / f"{folder}.7z", "w", filters=stored) as archive:
+            for subject in range(1, 41):
+                for number, picture in enumerate(pictures):
+                    archive.writestr(picture, f"{folder}/{subject:05}/{number:04}.png")
+    return root
 
 
 @pytest.fixture

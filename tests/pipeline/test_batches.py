@@ -38,8 +38,8 @@ def test_a_batch_is_p_times_k_clips(batches: TrainingBatches) -> None:
 
 def test_the_same_batches_for_any_number_of_threads(batches: TrainingBatches) -> None:
     expected = [batches.batch(step) for step in range(3, 15)]
-    for workers in (0, 1, 3):
-        assert same(list(batches.ahead(3, 14, workers)), expected)
+    for threads in (0, 1, 3):
+        assert same(list(batches.ahead(3, 14, threads)), expected)
 
 
 def test_other_steps_and_other_seeds_are_other_batches(
@@ -52,9 +52,9 @@ def test_other_steps_and_other_seeds_are_other_batches(
 
 
 def test_no_steps_are_no_batches_and_a_reader_may_stop_early(batches: TrainingBatches) -> None:
-    for workers in (0, 2):
-        assert list(batches.ahead(1, 0, workers)) == []
-        some = batches.ahead(1, 1000, workers)
+    for threads in (0, 2):
+        assert list(batches.ahead(1, 0, threads)) == []
+        some = batches.ahead(1, 1000, threads)
         assert same([next(some)], [batches.batch(1)])
         del some
 

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -6,15 +7,17 @@ import pyarrow.parquet as pq
 from pipeline.catalogue import (
     REFUSALS,
     SEQUENCES,
+    Refusal,
+    Release,
     by_reason,
+    read_refusals,
     read_sequences,
     refusal_table,
     write_catalogue,
 )
-from pipeline.releases import Refusal
 from pipeline.settings import Dataset
-from pipeline.tables import read_table
 
+RELEASE = Release("OUMVLP, release", 28, 7, {"subjects": 10_307})
 NO_REFUSALS = refusal_table("oumvlp", [])
 
 
@@ -24,17 +27,26 @@ def test_tables_come_back_as_they_were_and_as_the_same_bytes(
     refusals = refusal_table("oumvlp", [Refusal("b.7z", "x", "junk"), Refusal("a.7z", "", "cut")])
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        write_catalogue(tmp_path / name, catalogues["oumvlp"], refusals)
+        write_catalogue(tmp_path / name, catalogues["oumvlp"], refusals, RELEASE)
     back = read_sequences(tmp_path / "one")
     assert list(back.columns) == SEQUENCES.names
     for column in SEQUENCES.names:
         assert back[column].map(str if column != "frames" else list).tolist() == (
             catalogues["oumvlp"][column].map(str if column != "frames" else list).tolist()
         )
-    back = read_table(tmp_path / "one" / "refusals.parquet", REFUSALS)
+    assert list(read_sequences(tmp_path / "one", ["view", "split"]).columns) == ["view", "split"]
+    back = read_refusals(tmp_path / "one")
+    assert list(back.columns) == REFUSALS.names
     assert back["container"].tolist() == ["a.7z", "b.7z"]
-    for name in ("sequences.parquet", "refusals.parquet"):
+    assert json.loads((tmp_path / "one" / "release.json").read_text(encoding="utf-8")) == {
+        "layout": "OUMVLP, release",
+        "containers": 28,
+        "files_seen": 7,
+        "expected": {"subjects": 10_307},
+    }
+    for name in ("sequences.parquet", "refusals.parquet", "release.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    for name in ("sequences.parquet", "refusals.parquet"):
         assert b"pandas" not in pq.read_schema(tmp_path / "one" / name).metadata
 
 

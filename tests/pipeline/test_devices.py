@@ -1,9 +1,13 @@
+import subprocess
+from pathlib import Path
+
 import pytest
 import torch
 
 from gaitgl.model import GaitGL, GaitGLConfig
 from pipeline.devices import autocast, choose_device, place
 from pipeline.errors import PipelineError
+from tests.child_processes import environment, python
 
 
 def test_cpu_is_always_there() -> None:
@@ -63,3 +67,21 @@ def test_placing_a_model_changes_its_layout_and_not_its_results() -> None:
         torch.testing.assert_close(placed(silhouettes), before, rtol=1e-5, atol=1e-6)
     weight = placed.glconv_a1.global_conv.weight
     assert weight.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_a_missing_compiler_is_told(tmp_path: Path) -> None:
+    script = (
+        "import torch; from pipeline.devices import compiler_problem; "
+        "print(compiler_problem(torch.device('cpu')))"
+    )
+    done = subprocess.run(
+        python(script),
+        env=environment(
+            PATH=str(tmp_path), CXX=str(tmp_path / "g++"), TORCHINDUCTOR_CACHE_DIR=str(tmp_path)
+        ),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "No working C++ compiler found" in done.stdout
+    assert len(done.stdout.splitlines()) == 1

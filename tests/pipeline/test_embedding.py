@@ -155,3 +155,14 @@ def test_nothing_to_embed_is_an_error(
 ) -> None:
     with pytest.raises(PipelineError, match="no sequence to embed"):
         embed(model, stores["oumvlp"], np.array([], np.int64), "float32", CPU)
+
+
+def test_memory_that_runs_out_names_the_sequences(
+    model: GaitGL, stores: dict[Dataset, SilhouetteStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(GaitGL, "forward", exhausted)
+    with pytest.raises(PipelineError, match=r"out of memory while embedding \d+ sequence"):
+        embed(model, stores["oumvlp"], np.arange(3), "float32", CPU)

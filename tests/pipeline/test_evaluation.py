@@ -7,7 +7,10 @@ import pytest
 
 from pipeline.errors import PipelineError
 from pipeline.evaluation import evaluate, rank1_table
-from pipeline.protocols import PROTOCOLS, Protocol
+from pipeline.layouts.casia_e_release import CasiaERelease
+from pipeline.layouts.hid import Hid
+from pipeline.layouts.oumvlp_release import OumvlpRelease
+from pipeline.protocols import Protocol
 
 Embeddings = npt.NDArray[np.float32]
 VIEWS = ("000", "090", "180")
@@ -52,7 +55,7 @@ def _by_hand(
 
 def test_oumvlp_is_counted_per_view_pair() -> None:
     keys, embeddings = _walks(("00", "01"))
-    protocol = PROTOCOLS["oumvlp"]
+    protocol = OumvlpRelease.protocol
     evaluation = evaluate(keys, embeddings, protocol, "euclidean", 20)
     rank1 = _by_hand(keys, embeddings, protocol, ("00",), 1)
     rank5 = _by_hand(keys, embeddings, protocol, ("00",), 5)
@@ -73,7 +76,7 @@ def test_oumvlp_is_counted_per_view_pair() -> None:
 
 def test_the_cmc_curve_starts_at_rank1_rises_and_ends_at_all() -> None:
     keys, embeddings = _walks(("00", "01"))
-    evaluation = evaluate(keys, embeddings, PROTOCOLS["oumvlp"], "euclidean", 12)
+    evaluation = evaluate(keys, embeddings, OumvlpRelease.protocol, "euclidean", 12)
     percent = evaluation.cmc["percent"].to_numpy()
     assert percent[0] == evaluation.metrics["all"]["rank1"]
     assert (np.diff(percent) >= 0).all()
@@ -85,7 +88,7 @@ def test_casia_e_has_a_table_for_each_condition_and_leaves_view_270_out() -> Non
     keys, embeddings = _walks((*sequences, "H-scene1-cl-1"))
     at_270 = keys["view"] == "180"
     keys.loc[at_270, "view"] = "270"
-    protocol = PROTOCOLS["casia_e"]
+    protocol = CasiaERelease.protocol
     evaluation = evaluate(keys, embeddings, protocol, "euclidean", 5)
     assert evaluation.views == ["000", "090"]
     used = keys[~at_270 & (keys["sequence"] != "H-scene1-cl-1")]
@@ -104,7 +107,7 @@ def test_probes_without_a_counterpart_are_reported_both_ways() -> None:
     metrics = evaluate(
         keys[~gone].reset_index(drop=True),
         embeddings[~gone],
-        PROTOCOLS["oumvlp"],
+        OumvlpRelease.protocol,
         "euclidean",
         5,
     ).metrics["all"]
@@ -124,27 +127,45 @@ def test_a_repeated_key_is_an_error_that_names_it() -> None:
     keys, embeddings = _walks(("00", "01"))
     keys.loc[5] = keys.loc[4]
     with pytest.raises(PipelineError, match=r"1 of 72 embeddings repeat a key:\s+00002 01 090"):
-        evaluate(keys, embeddings, PROTOCOLS["oumvlp"], "euclidean", 5)
+        evaluate(keys, embeddings, OumvlpRelease.protocol, "euclidean", 5)
 
 
 @pytest.mark.parametrize("kept", ["00", "01"])
 def test_without_gallery_or_probes_nothing_is_compared(kept: str) -> None:
     keys, embeddings = _walks((kept,))
     with pytest.raises(PipelineError, match="cannot compare"):
-        evaluate(keys, embeddings, PROTOCOLS["oumvlp"], "euclidean", 5)
+        evaluate(keys, embeddings, OumvlpRelease.protocol, "euclidean", 5)
 
 
 def test_embeddings_that_are_not_numbers_are_an_error() -> None:
     keys, embeddings = _walks(("00", "01"))
     embeddings[3] = np.nan
     with pytest.raises(PipelineError, match="NaN"):
-        evaluate(keys, embeddings, PROTOCOLS["oumvlp"], "euclidean", 5)
+        evaluate(keys, embeddings, OumvlpRelease.protocol, "euclidean", 5)
 
 
 def test_a_condition_without_probes_is_left_out_and_said(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     keys, embeddings = _walks(("H-scene1-nm-1", "H-scene2-nm-1", "H-scene2-cl-1"))
-    evaluation = evaluate(keys, embeddings, PROTOCOLS["casia_e"], "euclidean", 5)
+    evaluation = evaluate(keys, embeddings, CasiaERelease.protocol, "euclidean", 5)
     assert list(evaluation.metrics) == ["NM", "CL"]
     assert "BG: no probe sequence" in capsys.readouterr().out
+
+
+def test_a_name_with_a_star_is_as_good_as_all_names() -> None:
+    keys, embeddings = _walks(("nm-01", "nm-02", "bg-01", "cl-01"))
+    probes = {"BG": ("bg-01",), "CL": ("cl-*",)}
+    starred = Protocol("stars", ("nm-*",), probes, "", "")
+    plain = Protocol("plain", ("nm-01", "nm-02"), {"BG": ("bg-01",), "CL": ("cl-01",)}, "", "")
+    one = evaluate(keys, embeddings, starred, "euclidean", 5)
+    other = evaluate(keys, embeddings, plain, "euclidean", 5)
+    assert one.metrics == other.metrics
+    assert one.counts == other.counts
+    assert one.counts["gallery_sequences"] == 72
+
+
+def test_probes_without_labels_have_no_ranks() -> None:
+    keys, embeddings = _walks(("gallery-a", "probe"))
+    with pytest.raises(PipelineError, match=r"HID: nobody knows who walks .* ranks need labels"):
+        evaluate(keys, embeddings, Hid.protocol, "euclidean", 5)

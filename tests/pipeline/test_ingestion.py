@@ -11,6 +11,7 @@ import pytest
 from pipeline.catalogue import REFUSALS, SEQUENCES
 from pipeline.errors import PipelineError
 from pipeline.ingestion import ingest
+from pipeline.layouts import LAYOUTS
 from pipeline.settings import Dataset
 from pipeline.tables import KEY
 from synthetic.settings import Settings as WalkerSettings
@@ -114,7 +115,7 @@ def test_all_layouts_of_oumvlp_give_the_same_sequences(
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
     for root in (extracted.parent, rearranged):
-        sequences, refusals = ingest("oumvlp", root, "published", workers=0)
+        sequences, refusals, *_ = ingest("oumvlp", root, "published", workers=0)
         pd.testing.assert_frame_equal(sequences[CONTENT], catalogues["oumvlp"][CONTENT])
         assert refusals.empty
 
@@ -130,7 +131,7 @@ def test_zips_and_extracted_tree_of_casia_e_give_the_same_sequences(
                         if (content := tar.extractfile(entry)) is not None:
                             (tmp_path / entry.name).parent.mkdir(parents=True, exist_ok=True)
                             (tmp_path / entry.name).write_bytes(content.read())
-    sequences, refusals = ingest("casia_e", tmp_path, "release", workers=0)
+    sequences, refusals, *_ = ingest("casia_e", tmp_path, "release", workers=0)
     pd.testing.assert_frame_equal(sequences[CONTENT], catalogues["casia_e"][CONTENT])
     assert refusals.empty
 
@@ -138,7 +139,7 @@ def test_zips_and_extracted_tree_of_casia_e_give_the_same_sequences(
 def test_opengaits_split_is_a_setting(
     release_roots: dict[Dataset, Path], catalogues: dict[Dataset, pd.DataFrame]
 ) -> None:
-    sequences, _ = ingest("casia_e", release_roots["casia_e"], "opengait", workers=0)
+    sequences, *_ = ingest("casia_e", release_roots["casia_e"], "opengait", workers=0)
     was, now = catalogues["casia_e"]["split"], sequences["split"]
     assert (now[was == "train"] == "train").all()
     assert (now[was != "train"] == "test").all()
@@ -154,7 +155,7 @@ def test_the_same_tables_for_any_number_of_workers(
     ingest(dataset, release_roots[dataset], "release", workers=0)
     said = capsys.readouterr().out
     for workers in (1, 3):
-        sequences, refusals = ingest(dataset, release_roots[dataset], "release", workers)
+        sequences, refusals, *_ = ingest(dataset, release_roots[dataset], "release", workers)
         pd.testing.assert_frame_equal(sequences, catalogues[dataset])
         assert refusals.empty
         assert list(refusals.columns) == REFUSALS.names
@@ -178,7 +179,7 @@ def test_nothing_is_lost_where_junk_lies_about(
         {"00003/00/090/1.png": b"x", "00003/00/090/readme.txt": b"x", "1.png": b"x"},
     )
     n_files = sum(path.name != "more.7z" for path in tmp_path.rglob("*") if not path.is_dir()) + 3
-    sequences, refusals = ingest("oumvlp", tmp_path, "published", workers=0)
+    sequences, refusals, *_ = ingest("oumvlp", tmp_path, "published", workers=0)
     assert sequences["n_frames"].sum() + refusals["frames"].sum() == n_files
     assert sequences["frames"].map(list).tolist() == [
         *[["1.png", "2.png", "10.png"]] * 4,
@@ -186,7 +187,7 @@ def test_nothing_is_lost_where_junk_lies_about(
     ]
     assert refused(refusals) == {
         ("00001/00/090", "Thumbs.db", "not a frame's name", 1),
-        ("00001/00/090", "frame.jpg", "not a frame's name", 1),
+        ("00001/00/090", "00001/00/090", "not in the layout of the rest", 1),
         ("00001/00/090", "3.png", "a link or a device, not a file", 1),
         ("00001/00", "0001.png", "not a frame's name", 1),
         (".", "notes.txt", "not a frame's name", 1),
@@ -195,6 +196,13 @@ def test_nothing_is_lost_where_junk_lies_about(
         ("more.7z", "1.png", "not a frame's name", 1),
     }
     assert f"files seen {n_files} = frames catalogued 13 + refused 8" in capsys.readouterr().out
+    # what lies in the place of a sequence is accounted to it
+    keyed = refusals[refusals["subject"] != ""].set_index("reason")[KEY]
+    assert set(keyed.itertuples(index=False, name=None)) == {
+        ("00001", "00", "090"),
+        ("00003", "00", "090"),
+    }
+    assert len(keyed) == 4
 
 
 def test_a_sequence_that_is_there_twice_is_kept_once_and_refused_once(
@@ -204,7 +212,7 @@ def test_a_sequence_that_is_there_twice_is_kept_once_and_refused_once(
     write_7z(tmp_path / "a.7z", members)
     second = {name: b"other" for name in members if "-00/00001/" in name}
     write_7z(tmp_path / "b.7z", second)
-    sequences, refusals = ingest("oumvlp", tmp_path, "published", workers=0)
+    sequences, refusals, *_ = ingest("oumvlp", tmp_path, "published", workers=0)
     assert set(sequences["container"]) == {"a.7z"}
     assert len(sequences) == 4
     assert refused(refusals) == {
@@ -220,7 +228,7 @@ def test_archives_that_hold_nothing_are_refused(
     write_tree(tmp_path, OUMVLP)
     write_7z(tmp_path / "empty.7z", {})
     write_zip(tmp_path / "empty.zip", {})
-    sequences, refusals = ingest("oumvlp", tmp_path, "published", workers=0)
+    sequences, refusals, *_ = ingest("oumvlp", tmp_path, "published", workers=0)
     assert len(sequences) == 4
     assert refused(refusals) == {
         ("empty.7z", "", "the archive is empty", 0),
@@ -242,25 +250,87 @@ def test_a_root_with_an_empty_archive_only_names_it(
 
 
 def test_a_root_without_any_frame_says_what_was_looked_for_and_found(
-    tmp_path: Path, write_tree: WriteFiles, release_roots: dict[Dataset, Path]
+    tmp_path: Path, write_tree: WriteFiles
 ) -> None:
-    write_tree(tmp_path, {"holiday/beach.png": b"x", "readme.md": b"x"})
+    junk = {"holiday/beach.png": b"x", "holiday/sea.PNG": b"x", "readme.md": b"x", "LICENSE": b"x"}
+    write_tree(tmp_path, junk)
     text = message("oumvlp", tmp_path)
-    assert "no sequence of oumvlp in it" in text
-    assert "<subject>/<sequence>/<view>/<frame>.png" in text
+    assert f"data.oumvlp.root = {tmp_path}: no sequence of oumvlp in it" in text
+    for layout in LAYOUTS:
+        assert f"  {layout.name}: {layout.form}\n" in text
     assert "holiday: beach.png: not a frame's name" in text
-    # the other dataset's release
-    text = message("casia_e", release_roots["oumvlp"])
-    assert "no sequence of casia_e in it" in text
-    assert "Silhouette_000-00.7z" in text
+    assert "Files by suffix: .png: 2, none: 1, .md: 1" in text
+
+
+def test_a_root_without_any_file_says_what_was_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "empty" / "inside").mkdir(parents=True)
+    text = message("oumvlp", tmp_path)
+    assert "Silhouette_<view>-<sequence>/<subject>/<frame>.png" in text
+    assert "Found instead:\n  no file" in text
+
+
+def test_either_dataset_may_be_the_others(
+    release_roots: dict[Dataset, Path],
+    catalogues: dict[Dataset, pd.DataFrame],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    own = ingest("oumvlp", release_roots["oumvlp"], "published", workers=0)
+    assert "takes its place" not in capsys.readouterr().out
+    other = ingest("casia_e", release_roots["oumvlp"], "release", workers=0)
+    pd.testing.assert_frame_equal(
+        other.sequences.drop(columns="dataset"), own.sequences.drop(columns="dataset")
+    )
+    assert set(other.sequences["dataset"]) == {"casia_e"}
+    assert other.protocol == own.protocol
+    said = capsys.readouterr().out
+    assert "casia_e: OUMVLP, release (Silhouette_<view>-<sequence>/" in said
+    assert "casia_e: this is not how casia_e is handed out: OUMVLP takes its place" in said
+    assert "odd subjects up to 10305 train" in said
+    # there, the setting of CASIA-E does not exist
+    other = ingest("oumvlp", release_roots["casia_e"], "published", workers=0)
+    assert splits(other.sequences) == splits(catalogues["casia_e"])
 
 
 def test_two_layouts_in_one_root_are_an_error(tmp_path: Path, write_tree: WriteFiles) -> None:
-    write_tree(tmp_path, OUMVLP | as_release({"00003/00/090/1.png": b"x"}))
+    casia_b = {"001/nm-01/090/1.png": b"x"}
+    write_tree(tmp_path, OUMVLP | as_release({"00003/00/090/1.png": b"x"}) | casia_b)
     text = message("oumvlp", tmp_path)
     assert "more than one layout" in text
-    assert "rearranged" in text
-    assert "Silhouette_<view>-<sequence>" in text
+    for line in (
+        "OUMVLP, release (Silhouette_<view>-<sequence>/<subject>/<frame>.png): 1 sequence(s) of "
+        "1 frame(s), such as Silhouette_090-00/00003/1.png",
+        "OUMVLP, rearranged (<subject>/<sequence>/<view>/<frame>.png of 5, 2 and 3 digits): "
+        "4 sequence(s) of 12 frame(s), such as 00001/00/090/1.png",
+        "CASIA-B (",
+    ):
+        assert line in text
+
+
+def test_frames_that_fit_everything_only_are_refused_beside_a_known_layout(
+    tmp_path: Path, write_tree: WriteFiles, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strays = {f"alice/walk/front/{i}.png": b"x" for i in range(3)}
+    write_tree(tmp_path, OUMVLP | strays | {"dataset.yaml": b"nonsense"})
+    catalogue = ingest("oumvlp", tmp_path, "published", workers=0)
+    assert catalogue.release.layout == "OUMVLP, rearranged"
+    assert catalogue.release.files_seen == 15
+    assert refused(catalogue.refusals) == {
+        ("alice/walk/front", "alice/walk/front", "not in the layout of the rest", 3)
+    }
+    assert "such as 0.png; expected <subject>" in catalogue.refusals["detail"].iloc[0]
+    assert catalogue.refusals[KEY].iloc[0].tolist() == ["", "", ""]
+    assert "dataset.yaml is not read: OUMVLP, rearranged has a split" in capsys.readouterr().out
+
+
+def test_an_empty_folder_in_the_place_of_a_sequence_is_recorded(
+    tmp_path: Path, write_tree: WriteFiles
+) -> None:
+    write_tree(tmp_path, OUMVLP)
+    for folder in ("00004/00/090", "00004/01", "elsewhere", "copy/00001/00/090"):
+        (tmp_path / folder).mkdir(parents=True)
+    _, refusals, *_ = ingest("oumvlp", tmp_path, "published", workers=0)
+    assert refused(refusals) == {("00004/00/090", "", "an empty folder", 0)}
+    assert refusals[KEY].iloc[0].tolist() == ["00004", "00", "090"]
 
 
 def test_all_truncated_archives_are_named_at_once(
@@ -296,7 +366,7 @@ def test_a_damaged_tar_costs_its_own_sequences_only(
     tars["002.tar"] = tars["002.tar"][: len(tars["002.tar"]) // 2]
     tars["003.tar"] = b""
     write_zip(root / "train001-500.zip", tars)
-    sequences, refusals = ingest("casia_e", root, "release", workers=0)
+    sequences, refusals, *_ = ingest("casia_e", root, "release", workers=0)
     whole = catalogues["casia_e"]
     others = ~whole["subject"].isin(["002", "003"])
     pd.testing.assert_frame_equal(
@@ -326,7 +396,7 @@ def test_a_wrong_password_names_the_variable_and_never_the_password(
     output = capsys.readouterr()
     assert "hunter2" not in text + output.out + output.err
     monkeypatch.setenv("OUMVLP_PASSWORD", "right one")
-    sequences, refusals = ingest("oumvlp", tmp_path, "published", workers=0)
+    sequences, refusals, *_ = ingest("oumvlp", tmp_path, "published", workers=0)
     assert len(sequences) == 4
     everything = sequences.to_json() + refusals.to_json() + capsys.readouterr().out
     assert "right one" not in everything
@@ -337,7 +407,9 @@ def test_test_subjects_without_any_gallery_are_an_error(
 ) -> None:
     write_tree(tmp_path, {name: b"x" for name in OUMVLP if "00002/01/" not in name})
     text = message("oumvlp", tmp_path)
-    assert "oumvlp cannot be evaluated: no test subject has a gallery sequence (01)" in text
+    assert (
+        "oumvlp cannot be evaluated: no test subject has a gallery sequence (sequence 01)" in text
+    )
     assert "Found test sequences named 00." in text
 
 
@@ -357,7 +429,11 @@ def test_nobody_to_train_on_and_nobody_to_test_are_one_error(
     )
     write_tree(tmp_path / "val", {"501/H/scene1/nm/000/1/1.jpg": b"x"})
     text = message("casia_e", tmp_path / "val")
-    for problem in ("no subject to train on", "a gallery sequence (H-scene1-nm-1", "a probe"):
+    for problem in (
+        "no subject to train on",
+        "a gallery sequence ({H,L}-scene1-nm-{1,2}",
+        "a probe",
+    ):
         assert problem in text
 
 
@@ -365,7 +441,7 @@ def test_some_test_subjects_without_a_gallery_are_printed(
     tmp_path: Path, write_tree: WriteFiles, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_tree(tmp_path, OUMVLP | {"00004/00/090/1.png": b"x", "00006/00/090/1.png": b"x"})
-    sequences, _ = ingest("oumvlp", tmp_path, "published", workers=0)
+    sequences, *_ = ingest("oumvlp", tmp_path, "published", workers=0)
     assert len(sequences) == 6
     said = capsys.readouterr().out
     assert "2 test subject(s) have probes but no gallery sequence" in said

@@ -1,11 +1,15 @@
+import errno
 import json
+import os
 import shutil
 import struct
+import subprocess
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,15 +20,16 @@ import py7zr.io
 import pytest
 
 from gaitgl.silhouettes import normalize_sequence
-from pipeline import normalizing
+from pipeline import finished_shards, normalizing, shard_plan
 from pipeline.archives import Caps
 from pipeline.catalogue import REFUSALS
 from pipeline.errors import PipelineError
 from pipeline.ingestion import ingest
-from pipeline.normalizing import decode, normalize
+from pipeline.normalizing import check_accounts, decode, normalize, release_state
 from pipeline.settings import Dataset
 from pipeline.silhouette_store import SilhouetteStore
 from pipeline.tables import KEY, read_table
+from tests.child_processes import environment, python
 
 Write7z = Callable[..., None]
 WriteFiles = Callable[[Path, dict[str, bytes]], None]
@@ -53,11 +58,20 @@ RELEASE = {
 BLACK = png(np.zeros((100, 80), np.uint8))
 
 
-def run(root: Path, folder: Path, sequences: pd.DataFrame | None = None, workers: int = 0) -> None:
+def run(
+    root: Path,
+    folder: Path,
+    sequences: pd.DataFrame | None = None,
+    workers: int = 0,
+    max_refused_share: float = 1.0,
+    shards: Path | None = None,
+) -> None:
     if sequences is None:
-        sequences, _ = ingest("oumvlp", root, "published", workers=0)
+        sequences, *_ = ingest("oumvlp", root, "published", workers=0)
     folder.mkdir()
-    normalize("oumvlp", root, sequences, folder, 10_000, 3, workers)
+    normalize(
+        "oumvlp", root, sequences, folder, 10_000, 3, workers, None, max_refused_share, shards
+    )
 
 
 def refusals_of(folder: Path) -> pd.DataFrame:
@@ -146,9 +160,9 @@ def test_bytes_do_not_depend_on_the_number_of_workers(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(normalizing, "SHARD_FRAMES", 100)
+    monkeypatch.setattr(shard_plan, "SHARD_FRAMES", 100)
     written = []
-    for workers in (0, 2, 3):
+    for workers in (0, 1, 3):
         folder = tmp_path / str(workers)
         run(release_roots["oumvlp"], folder, catalogues["oumvlp"], workers)
         written.append({path.name: path.read_bytes() for path in folder.iterdir()})
@@ -270,7 +284,7 @@ def test_a_frame_gone_from_a_7z_costs_its_sequence(tmp_path: Path, write_7z: Wri
         for subject, sequence, _, name in [path.split("/")]
     }
     write_7z(tmp_path / "root" / "a.7z", members)
-    sequences, _ = ingest("oumvlp", tmp_path / "root", "published", workers=0)
+    sequences, *_ = ingest("oumvlp", tmp_path / "root", "published", workers=0)
     del members["Silhouette_090-01/00001/2.png"]
     write_7z(tmp_path / "root" / "a.7z", members)
     run(tmp_path / "root", tmp_path / "out", sequences)
@@ -313,7 +327,7 @@ def test_a_picture_of_too_many_pixels_is_refused(tmp_path: Path, write_tree: Wri
     content = RELEASE["00001/00/090/1.png"]  # 100 x 80
     assert decode(content, max_pixels=8000) is not None
     assert decode(content, max_pixels=7999) is None
-    sequences, _ = ingest("oumvlp", tmp_path / "root", "published", workers=0)
+    sequences, *_ = ingest("oumvlp", tmp_path / "root", "published", workers=0)
     with pytest.raises(PipelineError, match=r"16 × not a picture"):
         normalize(
             "oumvlp", tmp_path / "root", sequences, tmp_path, 10_000, 3, 0, Caps(max_pixels=7999)
@@ -334,7 +348,7 @@ def test_encrypted_archives_need_their_password(
     root = tmp_path / "root"
     write_7z(root / "a.7z", members, password="right one")
     monkeypatch.setenv("OUMVLP_PASSWORD", "hunter2-hunter2")
-    sequences, _ = ingest("oumvlp", root, "published", workers=0)  # names are not encrypted
+    sequences, *_ = ingest("oumvlp", root, "published", workers=0)  # names are not encrypted
     with pytest.raises(PipelineError) as raised:
         run(root, tmp_path / "wrong", sequences)
     assert "a.7z: wrong password" in str(raised.value)
@@ -373,3 +387,366 @@ def test_pictures_decode_to_grey() -> None:
     assert decoded is not None
     assert decoded.shape == frame.shape
     np.testing.assert_allclose(decoded.astype(int), frame, atol=1)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_plan, "SHARD_FRAMES", 20)
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one for each frame decoded in this process."""
+    sizes: list[int] = []
+
+    def counting(picture: bytes, max_pixels: int) -> normalizing.Frame | None:
+        sizes.append(len(picture))
+        return decode(picture)
+
+    monkeypatch.setattr(normalizing, "decode", counting)
+    return sizes
+
+
+class Killed(BaseException):
+    """Stands for a kill -9 at a known point: nothing gets to clean up."""
+
+
+def kill_at_frame(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    left = iter(range(number))
+
+    def dying(picture: bytes, max_pixels: int) -> normalizing.Frame | None:
+        if next(left, None) is None:
+            raise Killed
+        return decode(picture)
+
+    monkeypatch.setattr(normalizing, "decode", dying)
+
+
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("dataset", ["oumvlp", "casia_e"])
+def test_finished_shards_are_not_decoded_again(
+    release_roots: dict[Dataset, Path],
+    catalogues: dict[Dataset, pd.DataFrame],
+    tmp_path: Path,
+    decoded: list[int],
+    capsys: pytest.CaptureFixture[str],
+    dataset: Dataset,
+) -> None:
+    arguments = (dataset, release_roots[dataset], catalogues[dataset])
+    rules = (10_000, 3, 0, None, 1.0)
+    (tmp_path / "whole").mkdir()
+    normalize(*arguments, tmp_path / "whole", *rules, tmp_path / "all")
+    n_frames = int(catalogues[dataset]["n_frames"].sum())
+    assert len(decoded) == n_frames
+    notes = sorted((tmp_path / "all").glob("shard-*.json"))
+    assert len(notes) > 12
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    there = [note for number, note in enumerate(notes) if number % 3]  # some of each archive
+    for note in there:
+        for path in (note, note.with_suffix(".arrow")):
+            shutil.copy(path, shards)
+    frames = sum(
+        row["n_frames"] for note in there for row in json.loads(note.read_text())["content"]["rows"]
+    )
+    decoded.clear()
+    capsys.readouterr()
+    (tmp_path / "again").mkdir()
+    normalize(*arguments, tmp_path / "again", *rules, shards)
+    refused = refusals_of(tmp_path / "whole")["frames"].sum()
+    assert n_frames - frames - refused <= len(decoded) <= n_frames - frames < n_frames
+    told = capsys.readouterr().out
+    assert f"of {n_frames} frames are in shards that an earlier start has finished" in told
+    assert content(tmp_path / "again") == content(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_kill_costs_the_shard_in_flight(
+    slow_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded: list[int]
+) -> None:
+    sequences, *_ = ingest("oumvlp", slow_release, "published", workers=0)
+    run(slow_release, tmp_path / "whole", sequences)
+    decoded.clear()
+    shards = tmp_path / "shards"
+    with monkeypatch.context() as patch:
+        kill_at_frame(patch, 93)  # of the first archive's ten shards of 20 frames, in the fifth
+        with pytest.raises(Killed):
+            run(slow_release, tmp_path / "killed", sequences, shards=shards)
+    assert not list((tmp_path / "killed").iterdir())
+    assert len(list(shards.glob("shard-*.json"))) == 4
+    run(slow_release, tmp_path / "again", sequences, shards=shards)
+    assert len(decoded) == 600 - 4 * 20
+    assert content(tmp_path / "again") == content(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_torn_shard_is_made_again(
+    release_roots: dict[Dataset, Path],
+    catalogues: dict[Dataset, pd.DataFrame],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root, sequences, shards = release_roots["oumvlp"], catalogues["oumvlp"], tmp_path / "shards"
+    run(root, tmp_path / "whole", sequences)
+    run(root, tmp_path / "first", sequences, shards=shards)
+    torn = shards / "shard-00002.arrow"
+    cut = torn.read_bytes()[:-1]
+    torn.unlink()  # elsewhere it has another name
+    torn.write_bytes(cut)
+    (shards / ".shard-00004.arrow.0").write_bytes(b"half")  # of a worker killed while writing
+    run(root, tmp_path / "again", sequences, shards=shards)
+    assert f"warning: {torn} is torn" in capsys.readouterr().err
+    assert content(tmp_path / "again") == content(tmp_path / "whole")
+    assert not list(shards.glob(".*"))
+
+
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("lost", ["first", "last"])
+def test_an_archive_found_damaged_before_a_kill_is_read_again_whole(
+    release_roots: dict[Dataset, Path],
+    catalogues: dict[Dataset, pd.DataFrame],
+    tmp_path: Path,
+    decoded: list[int],
+    lost: str,
+) -> None:
+    root = shutil.copytree(release_roots["oumvlp"], tmp_path / "root")
+    name = "Silhouette_060-01.7z"
+    spoilt = bytearray((root / name).read_bytes())
+    spoilt[len(spoilt) // 2] ^= 1
+    (root / name).write_bytes(spoilt)
+    sequences, shards = catalogues["oumvlp"], tmp_path / "shards"
+    run(root, tmp_path / "whole", sequences, shards=shards)
+    damaged = [
+        note
+        for note in sorted(shards.glob("shard-*.json"))
+        if finished_shards.DAMAGED in note.read_text()
+    ]
+    assert len(damaged) > 1
+    damaged[0 if lost == "first" else -1].unlink()
+    decoded.clear()
+    run(root, tmp_path / "again", sequences, shards=shards)
+    assert content(tmp_path / "again") == content(tmp_path / "whole")
+    assert len(decoded) > 0
+
+
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("earlier", [False, True], ids=["at once", "after a kill"])
+def test_a_checksum_over_a_whole_archive_takes_finished_shards_back(
+    release_roots: dict[Dataset, Path],
+    catalogues: dict[Dataset, pd.DataFrame],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    earlier: bool,
+) -> None:
+    root = shutil.copytree(release_roots["casia_e"], tmp_path / "root")
+    table, shards = catalogues["casia_e"], tmp_path / "shards"
+    rules = (10_000, 3, 0, None, 1.0, shards)
+    inside = table[table["container"] == "val501-614.zip/501.tar"]
+    if earlier:  # all of its shards but the last, which is the one that waits for the checksum
+        (tmp_path / "good").mkdir()
+        normalize("casia_e", root, table, tmp_path / "good", *rules)
+        notes = [
+            note
+            for note in sorted(shards.glob("shard-*.json"))
+            if json.loads(note.read_text())["content"]["rows"][0]["subject"] == "501"
+        ]
+        assert len(notes) > 3
+        notes[-1].unlink()
+    content = bytearray((root / "val501-614.zip").read_bytes())
+    content[len(content) // 2] ^= 1
+    (root / "val501-614.zip").write_bytes(content)
+    capsys.readouterr()
+    out = tmp_path / "out"
+    out.mkdir()
+    normalize("casia_e", root, table, out, *rules)
+    refusals = refusals_of(out)
+    damage = refusals[refusals["reason"] == finished_shards.DAMAGED]
+    assert set(damage["container"]) == {"val501-614.zip/501.tar"}
+    assert len(damage[damage["frames"] == 0]) == 1
+    assert damage["frames"].sum() == inside["n_frames"].sum()
+    kept = SilhouetteStore(out).index
+    assert len(kept) == len(table) - len(inside)
+    assert not (kept["subject"] == "501").any()
+    assert "normalizing: 1565/1565 frames (100 %)" in capsys.readouterr().err
+
+
+def mixed(order: "list[tuple[int, int]]") -> dict[str, bytes]:
+    """Members of one archive: (subject, frame) in this order."""
+    return {
+        f"Silhouette_090-{sequence}/{subject:05}/{frame}.png": png(walker(subject + frame))
+        for sequence in ("00", "01")
+        for subject, frame in order
+    }
+
+
+def test_an_archive_may_mix_its_sequences_up_to_a_bound(
+    tmp_path: Path, write_7z: Write7z, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subjects, frames = range(1, 9), range(1, 6)
+    write_7z(tmp_path / "in order" / "a.7z", mixed([(s, f) for s in subjects for f in frames]))
+    write_7z(
+        tmp_path / "mixed" / "a.7z", mixed([(s, f) for f in reversed(frames) for s in subjects])
+    )
+    sequences, *_ = ingest("oumvlp", tmp_path / "in order", "published", workers=0)
+    run(tmp_path / "in order", tmp_path / "expected", sequences)
+    one_sequence = len(frames) * 64 * 44
+    monkeypatch.setattr(normalizing, "OPEN_BYTES", 8 * one_sequence)
+    monkeypatch.setattr(finished_shards, "IN_MEMORY_BYTES", 1)
+    catalogue, *_ = ingest("oumvlp", tmp_path / "mixed", "published", workers=0)
+    run(tmp_path / "mixed", tmp_path / "got", catalogue)
+    assert content(tmp_path / "got") == content(tmp_path / "expected")
+    monkeypatch.setattr(normalizing, "OPEN_BYTES", 8 * one_sequence - 1)
+    with pytest.raises(PipelineError) as raised:
+        run(tmp_path / "mixed", tmp_path / "refused", catalogue)
+    assert "a.7z mixes the frames of its sequences: 8 of them, with 40 frames" in str(raised.value)
+    assert "Extract it, or pack it anew folder after folder" in str(raised.value)
+    monkeypatch.setattr(normalizing, "OPEN_BYTES", one_sequence)
+    run(tmp_path / "in order", tmp_path / "one at a time", sequences)
+
+
+def test_a_sequence_without_frames_is_on_record(tmp_path: Path, write_tree: WriteFiles) -> None:
+    write_tree(tmp_path / "root", RELEASE)
+    sequences, *_ = ingest("oumvlp", tmp_path / "root", "published", workers=0)
+    empty = sequences.iloc[[0]].assign(subject="00004", split="test", n_frames=0, bytes=0)
+    empty["frames"] = [[]]
+    sequences = pd.concat([sequences, empty], ignore_index=True)
+    run(tmp_path / "root", tmp_path / "out", sequences)
+    table = refusals_of(tmp_path / "out")
+    assert table[["subject", "reason", "frames"]].values.tolist() == [
+        ["00004", "the sequence is empty", 0]
+    ]
+    assert len(keys(tmp_path / "out")) == 4
+
+
+def test_refusing_more_than_the_share_allowed_stops_with_the_reasons(
+    tmp_path: Path, write_tree: WriteFiles
+) -> None:
+    spoilt = {"00001/00/090/5.png": b"no picture", "00001/00/090/6.png": BLACK}
+    write_tree(tmp_path / "root", RELEASE | spoilt)
+    shards = tmp_path / "shards"
+    with pytest.raises(PipelineError) as raised:
+        run(tmp_path / "root", tmp_path / "stopped", max_refused_share=0.11, shards=shards)
+    text = str(raised.value)
+    assert "oumvlp: 2 of 18 frames are refused, 11.1%, and normalize.max_refused_share" in text
+    assert "1 × not a picture (1 frames); 1 × too little foreground (1 frames)" in text
+    assert not list((tmp_path / "stopped").iterdir())
+    run(tmp_path / "root", tmp_path / "out", max_refused_share=2 / 18, shards=shards)
+
+
+def test_frames_that_do_not_add_up_stop_the_pipeline(
+    stores: dict[Dataset, SilhouetteStore], catalogues: dict[Dataset, pd.DataFrame]
+) -> None:
+    sequences, index = catalogues["oumvlp"], stores["oumvlp"].index
+    refusals = refusals_of(stores["oumvlp"].folder)
+    check_accounts("oumvlp", sequences, index, refusals)
+    first = "/".join(sequences.loc[0, KEY])
+    with pytest.raises(PipelineError, match=f"(?s)are not frames kept .*{first}: in 7, kept 0"):
+        check_accounts("oumvlp", sequences, index.iloc[1:], refusals)
+    # right in total, wrong in two sequences
+    swapped = index.copy()
+    swapped.loc[0, "n_frames"] += 1
+    swapped.loc[5, "n_frames"] -= 1
+    with pytest.raises(PipelineError, match=f"(?s)wrong are 2:.*{first}: in 7, kept 8, refused 0"):
+        check_accounts("oumvlp", sequences, swapped, refusals)
+    unknown = refusals_of(stores["oumvlp"].folder).reindex([0]).assign(subject="", frames=3)
+    with pytest.raises(PipelineError, match="please report it"):
+        check_accounts("oumvlp", sequences, index, unknown)
+
+
+def test_a_release_that_changes_while_it_is_read_stops_the_pipeline(
+    tmp_path: Path, write_7z: Write7z, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = mixed([(subject, frame) for subject in (1, 2) for frame in range(1, 5)])
+    path = tmp_path / "root" / "a.7z"
+    write_7z(path, members)
+    sequences, *_ = ingest("oumvlp", tmp_path / "root", "published", workers=0)
+    plan = normalizing.plan_tasks
+
+    def meanwhile(*arguments: Any) -> "list[shard_plan.Task]":
+        path.write_bytes(path.read_bytes() + b"x")
+        return plan(*arguments)
+
+    monkeypatch.setattr(normalizing, "plan_tasks", meanwhile)
+    with pytest.raises(PipelineError, match=r"a.7z has \d+ bytes, but had \d+ when normalize"):
+        run(tmp_path / "root", tmp_path / "out", sequences)
+
+
+def test_the_state_of_a_release_covers_archives_and_folders(
+    tmp_path: Path, write_zip: WriteFiles, write_tree: WriteFiles
+) -> None:
+    write_tree(tmp_path, {"b.7z": b"1", "c.7z": b"other", "f/1.png": b"x"})
+    write_zip(tmp_path / "a.zip", {"1.tar": b"x"})
+    names = pd.DataFrame({"container": ["a.zip/1.tar", "b.7z", "f", "gone.7z"]})
+    states = [release_state(tmp_path, names)]
+    assert release_state(tmp_path, names.iloc[::-1]) == states[0]
+    for change in ("a.zip", "b.7z", "f/2.png"):
+        (tmp_path / change).write_bytes(b"another content")
+        states.append(release_state(tmp_path, names))
+    assert len(set(states)) == 4
+    (tmp_path / "c.7z").write_bytes(b"of no container here")
+    assert release_state(tmp_path, names) == states[-1]
+
+
+def test_other_file_systems_get_a_copy(
+    stores: dict[Dataset, SilhouetteStore],
+    release_roots: dict[Dataset, Path],
+    catalogues: dict[Dataset, pd.DataFrame],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(self: Path, target: Path) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    run(release_roots["oumvlp"], tmp_path / "out", catalogues["oumvlp"])
+    assert content(tmp_path / "out") == content(stores["oumvlp"].folder)
+
+
+MEASURED = """
+import resource, sys
+from pathlib import Path
+from pipeline.ingestion import ingest
+from pipeline.normalizing import normalize
+if __name__ == "__main__":
+    root, out = Path(sys.argv[1]), Path(sys.argv[2])
+    sequences, *_ = ingest("casia_e", root, "release", workers=0)
+    out.mkdir()
+    normalize("casia_e", root, sequences, out, 1000, 3, 2)
+    print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+
+@pytest.mark.soak
+def test_memory_of_a_worker_does_not_grow_with_the_archive(
+    tmp_path: Path, tar_of: Callable[[dict[str, bytes]], bytes], write_zip: WriteFiles
+) -> None:
+    picture = cv2.imencode(".jpg", walker(0))[1].tobytes()
+    peaks = []
+    for sequences in (100, 800):
+        tars = {
+            f"{subject}.tar": tar_of(
+                {
+                    f"forTrain/{subject}/H/{scene}/nm/000/{number}/{frame:03}.jpg": picture
+                    for scene in ("scene1", "scene2")
+                    for number in range(1, 1 + sequences // 2)
+                    for frame in range(50)
+                }
+            )
+            for subject in ("001", "002", "615", "616")
+        }
+        root = tmp_path / f"root-{sequences}"
+        write_zip(root / "a.zip", tars)
+        done = subprocess.run(
+            python(MEASURED, str(root), str(tmp_path / f"out-{sequences}")),
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        peaks.append(int(done.stdout.split()[-1]) / 1024)
+    print(f"peak of a worker: {peaks[0]:.0f} and {peaks[1]:.0f} MiB for 5 000 and 40 000 frames")
+    assert peaks[1] < peaks[0] + 60 < 1024

@@ -10,7 +10,13 @@ from contextlib import ExitStack
 import psutil
 import pytest
 
-from pipeline.stopping import STARTED_BY, has_ended, stopped_with_starter
+from pipeline.stopping import (
+    SIGNALS,
+    STARTED_BY,
+    exits_at_signals,
+    has_ended,
+    stopped_with_starter,
+)
 from tests.child_processes import STARTER, Child, child, python
 
 DEADLINE_S = 60.0
@@ -229,3 +235,47 @@ def test_nobody_watches_the_starter_after_the_block() -> None:
         (watcher,) = watchers()
     watcher.join(DEADLINE_S)
     assert not watcher.is_alive()
+
+
+EXITING = """
+import os, signal, sys
+signal.alarm(60)
+from pipeline.stopping import exits_at_signals
+print(os.getpid(), flush=True)
+sys.stdin.readline()
+try:
+    with exits_at_signals("all of it is kept"):
+        print("inside", flush=True)
+        while True:
+            signal.pause()
+finally:
+    print("closed", flush=True)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_signal_ends_the_process_but_closes_what_is_open(start: Start, name: str) -> None:
+    number = signal.Signals[name]
+    stage = start(*python(EXITING))
+    assert stage.ask("begin") == "inside"
+    os.kill(stage.pid, number)
+    assert stage.answer() == "closed"
+    assert stage.process.wait(DEADLINE_S) == 128 + number
+
+
+def test_the_end_of_dvc_ends_the_process_too(start: Start) -> None:
+    stage = start(*python(STARTER, *python(EXITING)), DVC_STAGE="normalize")
+    assert stage.ask("begin") == "inside"
+    stage.kill()
+    assert stage.answer() == "closed"
+
+
+def test_signals_do_what_they_did_before_once_the_block_is_over(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with pytest.raises(SystemExit) as raised, exits_at_signals("what is done is kept"):
+        signal.raise_signal(signal.SIGTERM)
+    assert raised.value.code == 143
+    assert capsys.readouterr().err == "\nstopped by SIGTERM: what is done is kept\n"
+    assert [signal.getsignal(number) for number in SIGNALS] == before

@@ -23,6 +23,14 @@ def test_a_table_has_the_schemas_columns_types_and_nothing_of_pandas(tmp_path: P
     pd.testing.assert_frame_equal(read_table(path, SCHEMA), TABLE, check_dtype=False)
 
 
+def test_columns_that_are_not_asked_for_are_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    write_table(path, TABLE, SCHEMA)
+    assert list(read_table(path, SCHEMA, ["n"]).columns) == ["n"]
+    with pytest.raises(PipelineError, match="is not what this version reads"):
+        read_table(path, SCHEMA.remove(0), ["n"])
+
+
 def test_the_same_table_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("one", "two"):
         write_table(tmp_path / name, TABLE.copy(), SCHEMA)

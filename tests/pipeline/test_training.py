@@ -6,7 +6,7 @@ import torch
 
 from gaitgl.model import GaitGL, GaitGLConfig
 from pipeline.batches import TrainingBatch, TrainingBatches
-from pipeline.devices import place
+from pipeline.devices import compiler_problem, place
 from pipeline.settings import Dataset
 from pipeline.silhouette_store import SilhouetteStore
 from pipeline.training import (
@@ -229,3 +229,16 @@ def test_moments_made_beforehand_are_those_that_adam_makes_itself(
     assert all(
         torch.equal(a, b) for a, b in zip(ours.parameters(), plain.parameters(), strict=True)
     )
+
+
+@pytest.mark.soak
+def test_a_compiled_network_trains_as_the_plain_one_does(batches: TrainingBatches) -> None:
+    if problem := compiler_problem(CPU):
+        pytest.skip(problem)
+    some = list(batches.ahead(1, 3, 0))
+    plain, compiled = new_model(), new_model()
+    expected = train(plain, some)
+    found = train(compiled, some, compiled=True)
+    assert [step.loss for step in found] == pytest.approx([step.loss for step in expected], 1e-5)
+    for name, weight in compiled.named_parameters():
+        torch.testing.assert_close(weight, plain.get_parameter(name), rtol=0, atol=1e-5)

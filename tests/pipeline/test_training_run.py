@@ -17,6 +17,8 @@ from pipeline.batches import TrainingBatch, TrainingBatches
 from pipeline.checkpoints import read_checkpoint
 from pipeline.errors import PipelineError, Stopped
 from pipeline.files import sha256
+from pipeline.layouts.oumvlp_release import OumvlpRelease
+from pipeline.protocols import write_protocol
 from pipeline.settings import Dataset, Settings
 from pipeline.silhouette_store import SilhouetteStore
 from pipeline.tracking import tracking_uri
@@ -57,6 +59,7 @@ def run(
         model,
         config,
         stores["oumvlp"],
+        Path("catalogue"),  # read for validation only
         folder,
         settings.pretrain,
         settings.seed,
@@ -386,6 +389,8 @@ def test_validation_is_a_curve_that_changes_nothing_else(
     (first,) = runs()
     assert not [name for name in first.data.metrics if "validation" in name]
     measured = {**without, "pretrain.validate_every": 5}
+    Path("catalogue").mkdir()
+    write_protocol(Path("catalogue"), OumvlpRelease.protocol)
     run(stores, tmp_path / "with", Settings.load(project(measured) / "params.yaml"))
     assert files(tmp_path / "with") == files(tmp_path / "without")
     (second,) = (found for found in runs() if found.info.run_id != first.info.run_id)
@@ -426,3 +431,43 @@ def test_a_result_that_dvc_did_not_live_to_note_is_taken_over(
     assert "ended just before DVC was killed" in capsys.readouterr().err
     assert files(tmp_path / "model") == made
     assert len(runs()) == 1
+
+
+def test_a_missing_compiler_is_said_and_the_training_goes_on_without(
+    stores: Stores,
+    project: Project,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = Settings.load(project({"pretrain.compile": True}) / "params.yaml")
+    monkeypatch.setattr("pipeline.training_run.compiler_problem", lambda device: "no g++ here")
+    run(stores, tmp_path / "model", settings)
+    told = capsys.readouterr().err
+    assert "pretrain.compile is true, but there is no compiler (no g++ here)" in told
+    assert "set pretrain.compile: false" in told
+    assert (tmp_path / "model" / "checkpoint.safetensors").exists()
+
+
+def test_a_batch_larger_than_the_memory_is_refused_before_the_first_step(
+    stores: Stores, project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings.load(project() / "params.yaml")
+    monkeypatch.setattr("pipeline.training_run.memory_of_each", lambda device: 1000)
+    with pytest.raises(PipelineError, match=r"(?s)pretrain: a batch of .* not even 2 subjects"):
+        run(stores, tmp_path / "model", settings)
+    assert not (tmp_path / "model").exists()
+
+
+def test_memory_that_runs_out_names_the_settings(
+    stores: Stores, project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*arguments: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    settings = Settings.load(project() / "params.yaml")
+    monkeypatch.setattr(GaitGL, "forward", exhausted)
+    monkeypatch.setattr("pipeline.training_run.shortage", lambda *arguments: "")
+    monkeypatch.setattr("pipeline.memory.kept_bytes", lambda *arguments: 2**20)
+    with pytest.raises(PipelineError, match=r"out of memory in step 1\.\npretrain: a batch of"):
+        run(stores, tmp_path / "model", settings)

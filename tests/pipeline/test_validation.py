@@ -12,7 +12,10 @@ from pipeline.distributed import ALONE
 from pipeline.embedding import embed
 from pipeline.errors import PipelineError
 from pipeline.evaluation import evaluate
-from pipeline.protocols import PROTOCOLS
+from pipeline.layouts.casia_e_release import CasiaERelease
+from pipeline.layouts.hid import Hid
+from pipeline.layouts.oumvlp_release import OumvlpRelease
+from pipeline.protocols import Protocol, write_protocol
 from pipeline.settings import Dataset
 from pipeline.silhouette_store import Silhouettes, SilhouetteStore
 from pipeline.training import Step, everything_trained, new_optimizer, train_steps
@@ -21,6 +24,25 @@ from pipeline.validation import Validation
 CPU = torch.device("cpu")
 
 Stores = dict[Dataset, SilhouetteStore]
+Catalogue = Callable[[Protocol], Path]
+
+PROTOCOLS: dict[Dataset, Protocol] = {
+    "oumvlp": OumvlpRelease.protocol,
+    "casia_e": CasiaERelease.protocol,
+}
+
+
+@pytest.fixture
+def catalogue_of(tmp_path: Path) -> Catalogue:
+    """A catalogue's folder with a protocol in it."""
+
+    def write(protocol: Protocol) -> Path:
+        folder = tmp_path / "catalogue"
+        folder.mkdir(exist_ok=True)
+        write_protocol(folder, protocol)
+        return folder
+
+    return write
 
 
 def new_model() -> GaitGL:
@@ -30,10 +52,11 @@ def new_model() -> GaitGL:
 
 @pytest.mark.parametrize(("dataset", "subjects"), [("oumvlp", 3), ("casia_e", 4)])
 def test_validation_is_the_evaluation_of_held_out_subjects(
-    stores: Stores, dataset: Dataset, subjects: int
+    stores: Stores, catalogue_of: Catalogue, dataset: Dataset, subjects: int
 ) -> None:
     store, model, protocol = stores[dataset], new_model(), PROTOCOLS[dataset]
-    found = Validation(store, dataset, subjects, "float32").rank1(model, CPU, ALONE)
+    validation = Validation(store, catalogue_of(protocol), subjects, "float32")
+    found = validation.rank1(model, CPU, ALONE)
 
     index = store.index
     mine = index["subject"].isin(held_out(index, subjects)).to_numpy()
@@ -53,8 +76,11 @@ def test_validation_is_the_evaluation_of_held_out_subjects(
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_measuring_changes_neither_weights_nor_training(stores: Stores, precision: str) -> None:
-    validation = Validation(stores["oumvlp"], "oumvlp", 2, precision)
+def test_measuring_changes_neither_weights_nor_training(
+    stores: Stores, catalogue_of: Catalogue, precision: str
+) -> None:
+    catalogue = catalogue_of(OumvlpRelease.protocol)
+    validation = Validation(stores["oumvlp"], catalogue, 2, precision)
     batches = TrainingBatches(stores["oumvlp"], 3, 2, 4, seed=0, validation_subjects=2)
     given: list[TrainingBatch] = [batches.batch(step) for step in (1, 2, 3)]
 
@@ -89,8 +115,11 @@ def test_measuring_changes_neither_weights_nor_training(stores: Stores, precisio
     assert not torch.equal(weights["weight.lta.conv.weight"], initial["lta.conv.weight"])
 
 
-def test_measuring_says_nothing(stores: Stores, capsys: pytest.CaptureFixture[str]) -> None:
-    Validation(stores["oumvlp"], "oumvlp", 2, "float32").rank1(new_model(), CPU, ALONE)
+def test_measuring_says_nothing(
+    stores: Stores, catalogue_of: Catalogue, capsys: pytest.CaptureFixture[str]
+) -> None:
+    catalogue = catalogue_of(OumvlpRelease.protocol)
+    Validation(stores["oumvlp"], catalogue, 2, "float32").rank1(new_model(), CPU, ALONE)
     assert capsys.readouterr() == ("", "")
 
 
@@ -98,6 +127,7 @@ def test_subjects_without_anything_to_compare_are_an_error(
     tmp_path: Path,
     write_store: Callable[..., SilhouetteStore],
     noise: Callable[[int, int], Silhouettes],
+    catalogue_of: Catalogue,
 ) -> None:
     rows = [
         (subject, sequence, "000", split, noise(0, 3))
@@ -109,8 +139,16 @@ def test_subjects_without_anything_to_compare_are_an_error(
         )
     ]
     store = write_store(tmp_path, rows)
+    catalogue = catalogue_of(OumvlpRelease.protocol)
     with pytest.raises(PipelineError, match="none of the 2 validation subjects") as raised:
-        Validation(store, "oumvlp", 2, "float32")
+        Validation(store, catalogue, 2, "float32")
     assert str(tmp_path) in str(raised.value)
     assert "raise validation_subjects" in str(raised.value)
-    Validation(store, "oumvlp", 3, "float32")
+    Validation(store, catalogue, 3, "float32")
+
+
+def test_a_protocol_for_unknown_people_validates_nobody(
+    stores: Stores, catalogue_of: Catalogue
+) -> None:
+    with pytest.raises(PipelineError, match=r"HID has a protocol .* set validate_every to 0"):
+        Validation(stores["casia_e"], catalogue_of(Hid.protocol), 2, "float32")

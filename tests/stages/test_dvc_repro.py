@@ -25,6 +25,7 @@ CASIA_E = {f"{stage}@casia_e" for stage in ("embed", "evaluate")} | {"finetune"}
 OUMVLP = {f"{stage}@oumvlp" for stage in ("embed", "evaluate")} | {"pretrain"}
 NORMALIZE = {"normalize@oumvlp", "normalize@casia_e"}
 INGEST = {"ingest@oumvlp", "ingest@casia_e"}
+DESCRIBE = {"describe@oumvlp", "describe@casia_e"}
 
 
 SMALL_TRAINING = {
@@ -73,7 +74,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 def test_the_first_run_makes_everything(project: Project) -> None:
     done = project.run("dvc", "repro")
-    for stage in WALKERS | INGEST | NORMALIZE | OUMVLP | CASIA_E:
+    for stage in WALKERS | INGEST | NORMALIZE | DESCRIBE | OUMVLP | CASIA_E:
         assert f"Running stage '{stage}'" in done.stdout
     shutil.copytree(project.folder / "synthetic/release/oumvlp", project.folder.parent / "release")
     assert "OUMVLP: 3 unseen subjects" in done.stdout
@@ -83,6 +84,8 @@ def test_the_first_run_makes_everything(project: Project) -> None:
     assert set(project.metrics("casia_e")) == {"NM", "BG", "CL", "p", "protocol"}
     for dataset, conditions in (("oumvlp", ["all"]), ("casia_e", ["nm", "bg", "cl"])):
         report = project.folder / "reports" / dataset
+        parts = {path.name for path in report.iterdir()}
+        assert {"ingest.html", "ingest.json", "metrics.json", "tables", "figures"} <= parts
         figures = {path.name for path in (report / "figures").iterdir()}
         assert figures == {"cmc.png", "p.png", *(f"rank1_{c}.png" for c in conditions)}
         table = pd.read_csv(report / f"tables/rank1_{conditions[0]}.csv", dtype={"probe view": str})
@@ -161,10 +164,10 @@ def test_a_second_run_runs_nothing(project: Project) -> None:
         ({"evaluate__distance": "cosine"}, {"evaluate@oumvlp", "evaluate@casia_e"}),
         ({"finetune__lr": 0.00123}, CASIA_E),
         ({"pretrain__margin": 0.3, "model__gem_p": 5.0, "seed": 1}, OUMVLP | CASIA_E),
-        ({"normalize__min_frames": 5}, NORMALIZE | OUMVLP | CASIA_E),
+        ({"normalize__min_frames": 5}, NORMALIZE | DESCRIBE | OUMVLP | CASIA_E),
         (
             {"data__casia_e__split": "opengait"},
-            {"ingest@casia_e", "normalize@casia_e"} | CASIA_E,
+            {"ingest@casia_e", "normalize@casia_e", "describe@casia_e"} | CASIA_E,
         ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -196,7 +199,7 @@ def test_data_elsewhere_needs_no_walkers_and_reruns_the_dataset(
     project.change(data__oumvlp__root=str(raw))
     shutil.rmtree(project.folder / "synthetic/release/oumvlp")
     ran = project.repro()
-    assert ran == {"ingest@oumvlp", "normalize@oumvlp"} | OUMVLP | CASIA_E
+    assert ran == {"ingest@oumvlp", "normalize@oumvlp", "describe@oumvlp"} | OUMVLP | CASIA_E
     for run in project.mlflow_runs():
         values = [*run.data.params.values(), *run.data.tags.values()]
         assert not any(str(raw.parent) in value for value in values)
@@ -245,7 +248,7 @@ def _empty(folder: Path) -> None:
     [
         (_spoil_test_galleries, ["gallery", "01"]),
         (_truncate, ["Silhouette_000-00.7z", "Download"]),
-        (_empty, ["data.oumvlp.root", "no archive"]),
+        (_empty, ["data.oumvlp.root", "Looked for", "no file"]),
     ],
 )
 def test_bad_releases_stop_repro_with_one_screen(

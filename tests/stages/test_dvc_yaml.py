@@ -14,11 +14,15 @@ ROOT = Path(__file__).parents[2]
 PLUMBING = {
     "pipeline/__init__.py",
     "pipeline/arguments.py",
+    "pipeline/cluster.py",
     "pipeline/errors.py",
     "pipeline/files.py",
+    "pipeline/memory.py",
+    "pipeline/prefetching.py",
     "pipeline/processes.py",
     "pipeline/profiling.py",
     "pipeline/progress.py",
+    "pipeline/run_folder.py",
     "pipeline/run_record.py",
     "pipeline/settings.py",
     "pipeline/stopping.py",
@@ -50,7 +54,12 @@ def _file(stage: Any) -> Path:
 
 
 def _deps(stage: Any) -> set[str]:
-    return {dep.def_path for dep in stage.deps if dep.def_path.endswith(".py")}
+    """The code that a stage depends on; a package stands for all its files."""
+    found = set()
+    for path in (ROOT / dep.def_path for dep in stage.deps):
+        files = path.glob("*.py") if (path / "__init__.py").exists() else [path]
+        found |= {file.relative_to(ROOT).as_posix() for file in files if file.suffix == ".py"}
+    return found
 
 
 def _params(stage: Any) -> set[str]:
@@ -66,7 +75,9 @@ def _imports(path: Path) -> set[Path]:
             modules = [node.module, *(f"{node.module}.{name.name}" for name in node.names)]
         elif isinstance(node, ast.Import):
             modules = [name.name for name in node.names]
-        found |= {ROOT / f"{module.replace('.', '/')}.py" for module in modules}
+        for module in modules:
+            place = ROOT / module.replace(".", "/")
+            found |= {place.with_suffix(".py"), place / "__init__.py", place.parent / "__init__.py"}
     return {file for file in found if file.exists()}
 
 
@@ -82,9 +93,8 @@ def _closure(path: Path) -> set[str]:
 
 def test_the_stages_are_those_of_the_pipeline(stages: dict[str, Any]) -> None:
     datasets = ("oumvlp", "casia_e")
-    expected = {
-        f"{stage}@{d}" for stage in ("ingest", "normalize", "embed", "evaluate") for d in datasets
-    }
+    of_each = ("ingest", "normalize", "describe", "embed", "evaluate")
+    expected = {f"{stage}@{d}" for stage in of_each for d in datasets}
     assert set(stages) == expected | {"pretrain", "finetune"}
     scripts = {path for path in (ROOT / "stages").glob("*.py") if path.stem != "__init__"}
     assert {_file(stage) for stage in stages.values()} == scripts
@@ -93,6 +103,27 @@ def test_the_stages_are_those_of_the_pipeline(stages: dict[str, Any]) -> None:
 def test_deps_name_the_code_that_each_stage_runs(stages: dict[str, Any]) -> None:
     for name, stage in stages.items():
         assert _deps(stage) == _closure(_file(stage)) - PLUMBING, name
+
+
+def test_the_pages_template_reruns_describe_alone(stages: dict[str, Any]) -> None:
+    templates = {f"pipeline/{path.name}" for path in (ROOT / "pipeline").glob("*.html")}
+    for name, stage in stages.items():
+        deps = {dep.def_path for dep in stage.deps if dep.def_path.endswith(".html")}
+        assert deps == (templates if name.startswith("describe@") else set()), name
+
+
+def test_what_changes_a_protocol_only_is_not_normalized_anew(stages: dict[str, Any]) -> None:
+    part_read = {
+        "normalize": "sequences.parquet",
+        "embed": "protocol.json",
+        "evaluate": "protocol.json",
+    }
+    for name, stage in stages.items():
+        step, _, dataset = name.partition("@")
+        if step in part_read:
+            catalogue = f"data/{dataset}/catalogue"
+            read = {dep.def_path for dep in stage.deps if dep.def_path.startswith(catalogue)}
+            assert read == {f"{catalogue}/{part_read[step]}"}, name
 
 
 def test_plumbing_is_still_there() -> None:

@@ -1,0 +1,326 @@
+"""The page: what it says, that hostile names stay text, and that a real browser shows it."""
+
+import html
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from pipeline.catalogue import Refusal, refusal_table
+from pipeline.description import describe, grids
+from pipeline.description_page import write_description
+from pipeline.silhouette_store import Silhouettes, SilhouetteStore
+from pipeline.tables import KEY
+
+NONE = refusal_table("oumvlp", [])
+BAD = "<img src=x onerror=alert(1)>\"'&\x1b\u202e"
+RELEASE = {
+    "layout": "release <script>\udcff",
+    "containers": 28,
+    "files_seen": 1_234_567,
+    "expected": {"subjects": 10_307, "views": 2, BAD: 4},
+}
+
+Written = tuple[str, dict[str, Any]]
+
+
+@pytest.fixture
+def store(
+    tmp_path: Path,
+    write_store: Callable[..., SilhouetteStore],
+    noise: Callable[[int, int], Silhouettes],
+) -> SilhouetteStore:
+    """40 subjects, 2 sequences, 3 views, 3 to 20 frames; a hole here and there, names to fear."""
+    rows = [
+        (f"{subject:03}", sequence, view, "train" if subject % 2 else "test", subject * 6 + i)
+        for subject in range(40)
+        for i, (sequence, view) in enumerate((s, v) for s in ("00", BAD) for v in ("0", "1", "2"))
+        if (subject + 1) % (i + 3)
+    ]
+    return write_store(tmp_path / "silhouettes", [(*key, noise(n, 3 + n % 18)) for *key, n in rows])
+
+
+@pytest.fixture
+def write(tmp_path: Path, store: SilhouetteStore) -> Callable[..., Written]:
+    """``write(folder, sequences, refusals, release)``: the page and the numbers written there."""
+
+    def written(
+        name: str = "report",
+        sequences: pd.DataFrame = store.index,
+        refusals: dict[str, list[Refusal]] | None = None,
+        release: dict[str, Any] | None = None,
+    ) -> Written:
+        tables = {
+            stage: refusal_table("oumvlp", (refusals or {}).get(stage, []))
+            for stage in ("ingest", "normalize")
+        }
+        combinations = grids(sequences, store.index)
+        described = describe("oumvlp", sequences, store.index, tables, release or {}, combinations)
+        folder = tmp_path / name
+        write_description(folder, described, combinations, store)
+        page = (folder / "ingest.html").read_bytes().decode()
+        return page, json.loads((folder / "ingest.json").read_bytes())
+
+    return written
+
+
+@pytest.fixture
+def hostile(write: Callable[..., Written], store: SilhouetteStore) -> Written:
+    """A page with everything that it can hold: refusals, holes, differences, names to fear."""
+    lost = store.index.iloc[[0]].assign(sequence="01")
+    sequences = pd.concat([store.index, lost]).sort_values(KEY, ignore_index=True)
+    frames = int(lost["n_frames"].iloc[0])
+    refusals = {
+        "ingest": [Refusal(BAD, BAD, BAD, BAD, 0), Refusal("a.7z", "../" * 30_000, "climbs out")],
+        "normalize": [
+            Refusal("b.7z", f"{i}", "dark", BAD, 1, *lost[KEY].iloc[0]) for i in range(frames)
+        ],
+    }
+    return write("hostile", sequences, refusals, RELEASE)
+
+
+class _Outline(HTMLParser):
+    """Which elements there are, with their attributes, and the text outside of style."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self.text += " "
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, "elements must nest"
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] != ["style"]:
+            self.text += data
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def test_names_to_fear_stay_text(hostile: Written) -> None:
+    page, _ = hostile
+    outline = _Outline(page)
+    assert not outline.open
+    assert not outline.of("script")
+    assert {str(image["src"])[:22] for image in outline.of("img")} == {"data:image/png;base64,"}
+    allowed = {"class", "src", "width", "height", "alt"}
+    assert all(set(image) == allowed for image in outline.of("img"))
+    assert "onerror=alert(1)" in outline.text
+    assert "\\udcff" in outline.text
+    assert "\x1b" not in page
+    assert "\u202e" not in page
+    assert not re.search(r"https?:|url\(|@import|<link|<iframe", page)
+
+
+def test_the_page_can_be_found_ones_way_in(hostile: Written) -> None:
+    outline = _Outline(hostile[0])
+    levels = [int(tag[1]) for tag, _ in outline.elements if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(below <= above + 1 for above, below in itertools.pairwise(levels))
+    assert len(outline.of("caption")) == len(outline.of("table")) >= 6
+    assert all(image["alt"] for image in outline.of("img"))
+    marks = {attributes["id"] for _, attributes in outline.elements if "id" in attributes}
+    assert {str(link["href"]).removeprefix("#") for link in outline.of("a")} <= marks
+    assert any(meta.get("name") == "viewport" for meta in outline.of("meta"))
+
+
+def test_the_page_says_what_the_numbers_say(hostile: Written) -> None:
+    page, numbers = hostile
+    text = re.sub(r"\s+", " ", _Outline(page).text.replace("\N{NARROW NO-BREAK SPACE}", " "))
+    assert numbers["accounting"]["files"]["holds"] is False
+    assert "files seen 1 234 567 = frames catalogued" in text
+    assert "does not hold" in text
+    assert "Not everything adds up: 2 of 3 accounts hold." in text
+    assert "subjects 10 307 40 10 267 fewer" in text
+    assert "views 2 3 1 more" in text
+    assert "Refused by ingest: 1 file." in text
+    for split in ("train", "test"):
+        counts = numbers["missing"][split]
+        assert (
+            f"{split}: {counts['missing']} of {counts['combinations']} missing, "
+            f"{counts['refused']} refused" in text
+        )
+    assert numbers["missing"]["test"]["refused"] == 1
+    assert "climbs out" in text
+
+
+def test_the_table_beside_a_map_has_each_combinations_counts(hostile: Written) -> None:
+    page, numbers = hostile
+    tables = re.findall(r'<table class="counts">.*?</table>', page, re.DOTALL)
+    assert len(tables) == len(numbers["combinations"]) == 2
+    for table, grid in zip(tables, numbers["combinations"], strict=True):
+        rows = [
+            [html.unescape(cell).strip() for cell in re.findall(r"<t[hd].*?>(.*?)</t", row)]
+            for row in re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)
+        ]
+        # as many sequences as views, or more: they go down
+        down, across = grid["sequences"], grid["views"]
+        missing, refused = grid["missing"], grid["refused"]
+        if len(across) > len(down):
+            down, across = across, down
+            missing, refused = ([list(r) for r in zip(*n, strict=True)] for n in (missing, refused))
+        assert [cell.split()[-1] for cell in rows[0][1:]] == [name.split()[-1] for name in across]
+        assert [row[0] for row in rows[1:]] == down
+        for row, absent, lost in zip(rows[1:], missing, refused, strict=True):
+            expected = [f"{m} + {r}" if r else f"{m}" for m, r in zip(absent, lost, strict=True)]
+            assert row[1:] == expected
+    assert any(" + " in table for table in tables)
+
+
+def test_a_page_of_nothing_refused_and_nothing_recorded(write: Callable[..., Written]) -> None:
+    page, numbers = write()
+    text = _Outline(page).text
+    assert "By ingest: nothing" in text
+    assert "By normalize: nothing" in text
+    assert "The layout was not recorded." in text
+    assert "What was recorded adds up" in text
+    assert "the number of files seen was not recorded" in text
+    assert "Expected and found" not in text
+    assert "does not hold" not in text
+    assert numbers["reasons"] == []
+    frames = numbers["found"]["frames"]
+    text = _Outline(write(release={"files_seen": frames})[0]).text
+    assert "Everything adds up" in text
+
+
+def test_complete_splits_need_no_map(write: Callable[..., Written], store: SilhouetteStore) -> None:
+    store.index = store.index[store.index["subject"] == "000"][1:4].reset_index(drop=True)
+    store.index["sequence"], store.index["view"] = "00", ["0", "1", "2"]
+    page, numbers = write(sequences=store.index)
+    assert numbers["missing"] == {"test": {"combinations": 3, "missing": 0, "refused": 0}}
+    assert "1 subject, each with 1 sequence from 3 views." in page
+    assert page.count("<img") == 3 + 1
+
+
+def test_names_of_their_own_have_no_map(
+    write: Callable[..., Written], store: SilhouetteStore
+) -> None:
+    store.index["sequence"] = [f"hash{i}" for i in range(len(store.index))]
+    page, numbers = write(sequences=store.index)
+    assert numbers["missing"] == {}
+    assert page.count("cannot be told") == 2
+
+
+def test_same_inputs_same_bytes(
+    write: Callable[..., Written], store: SilhouetteStore, tmp_path: Path
+) -> None:
+    write("one", release=RELEASE)
+    store.index = store.index.copy()
+    write("two", release=dict(reversed(RELEASE.items())))
+    for name in ("ingest.html", "ingest.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_only_the_sample_is_read(
+    write: Callable[..., Written], store: SilhouetteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    plain = SilhouetteStore.read
+
+    def counted(self: SilhouetteStore, number: int) -> Silhouettes:
+        read.append(number)
+        return plain(self, number)
+
+    monkeypatch.setattr(SilhouetteStore, "read", counted)
+    write()
+    assert len(read) == len(set(read)) == 12
+
+
+def test_an_earlier_report_in_the_folder_is_left_alone(
+    write: Callable[..., Written], tmp_path: Path
+) -> None:
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "metrics.json").write_text("{}", encoding="utf-8")
+    write()
+    names = {path.name for path in (tmp_path / "report").iterdir()}
+    assert names == {"metrics.json", "ingest.html", "ingest.json"}
+
+
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+
+FRAME = """<!doctype html><body><iframe width="{width}" height="900" srcdoc="{page}"></iframe>
+<script>
+addEventListener("load", () => {{
+  const frame = document.querySelector("iframe"), page = frame.contentDocument;
+  const images = [...page.images];
+  document.body.dataset.seen = JSON.stringify({{
+    images: images.length,
+    loaded: images.filter(image => image.complete && image.naturalWidth > 0).length,
+    wider: page.documentElement.scrollWidth - frame.clientWidth,
+  }});
+}});
+</script>"""
+
+
+def _seen(page: str, folder: Path, width: int) -> tuple[dict[str, int], str]:
+    """What a browser makes of the page at a width in pixels, and what it logs meanwhile."""
+    assert BROWSER is not None
+    framed = folder / "framed.html"
+    framed.write_text(FRAME.format(page=html.escape(page), width=width), encoding="utf-8")
+    done = subprocess.run(
+        [
+            BROWSER,
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-background-networking",
+            "--no-first-run",
+            "--enable-logging=stderr",
+            f"--user-data-dir={folder / 'profile'}",
+            "--dump-dom",
+            framed.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=120,
+        check=True,
+        env=os.environ | {"HOME": str(folder)},
+    )
+    (seen,) = re.findall(r'data-seen="([^"]*)"', done.stdout)
+    counts: dict[str, int] = json.loads(html.unescape(seen))
+    return counts, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here to open the page in")
+@pytest.mark.parametrize("width", [390, 1_200])
+def test_a_browser_shows_every_picture_and_logs_no_error(
+    hostile: Written, tmp_path: Path, width: int
+) -> None:
+    page, _ = hostile
+    counts, logged = _seen(page, tmp_path, width)
+    assert not logged  # neither errors nor what the page's own policy forbids
+    assert counts["images"] == counts["loaded"] == 12 + 2 + 1
+    assert counts["wider"] <= 0  # tables and maps scroll in boxes of their own, never the page
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here to open the page in")
+def test_the_browser_would_tell_of_a_picture_that_is_broken_and_of_a_script(
+    hostile: Written, tmp_path: Path
+) -> None:
+    page = hostile[0].replace("base64,iVBOR", "base64,iVBOS", 1)
+    page = page.replace("<main>", "<main><script>alert(1)</script>")
+    counts, logged = _seen(page, tmp_path, 390)
+    assert counts["loaded"] == counts["images"] - 1
+    assert "Content Security Policy" in logged
