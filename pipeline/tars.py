@@ -76,7 +76,7 @@ class _Stream:
             raise tarfile.ReadError(f"more than {HEADER_BYTES} bytes of headers before an entry")
         data = self._next(size)
         if not data:
-            if False:
+            if self._ended and not self._resting:
                 # tarfile would skip what is not there, for as long as a header says
                 raise tarfile.ReadError("the tar ends too early")
             self._ended = True

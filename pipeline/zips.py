@@ -80,7 +80,7 @@ def list_zip(root: Path, container: str, password: str | None, caps: Caps) -> It
             member = checked_member(info.filename, info.file_size, _is_file(info), caps)
             yield Member(member.name, member.bytes, member.refusal or refusal)
         for info in outer.infolist():
-            if info.is_dir():
+            if info.filename.endswith("/"):  # is_dir stumbles over an empty name
                 yield from listed_folder(info.filename, caps)
 
 

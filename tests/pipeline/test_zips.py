@@ -29,7 +29,7 @@ FRAMES = {
 NAMES = list(FRAMES)
 
 # where they stand in an entry of the table of contents
-CHECKSUM, PACKED, UNPACKED, EXTRA, COMMENT, OFFSET = 16, 20, 24, 30, 32, 42
+CHECKSUM, PACKED, UNPACKED, NAME, EXTRA, COMMENT, OFFSET = 16, 20, 24, 28, 30, 32, 42
 
 
 def names_of(root: Path, password: str | None = None) -> dict[str, str]:
@@ -123,6 +123,14 @@ def test_members_swallowed_by_another_are_not_lost_in_silence(
     for attempt in (lambda: names_of(tmp_path), lambda: zip_containers(tmp_path, "x.zip")):
         with pytest.raises(DamagedArchiveError, match=r"lists 4 members, and says 6|extra field"):
             attempt()
+
+
+def test_a_member_without_a_name_costs_no_other(tmp_path: Path, write_zip: WriteZip) -> None:
+    write_zip(tmp_path / "x.zip", FRAMES)
+    change(tmp_path / "x.zip", NAMES[1], COMMENT, "<H", len(NAMES[1]))
+    change(tmp_path / "x.zip", NAMES[1], NAME, "<H", 0)
+    assert list(names_of(tmp_path)) == [NAMES[0], "", *NAMES[2:]]
+    assert read(tmp_path) == without(1)
 
 
 def test_a_zip_of_many_members_says_so_in_its_longer_form(tmp_path: Path) -> None:
