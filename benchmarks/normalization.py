@@ -48,8 +48,7 @@ def _one_core(contents: list[bytes], repeats: int) -> list[Row]:
 
     def ours() -> None:
         for sequence in sequences:
-            decoded = [normalizing.decode(content) for content in sequence]
-            normalize_sequence(frame for frame in decoded if frame is not None)
+            normalize_sequence(normalizing.decode(content) for content in sequence)
 
     def decoding() -> None:
         for content in contents:

@@ -65,8 +65,11 @@ class TrainingBatches:
         share = self._world.share(len(chosen))
         numbers, frames = self._numbers[chosen[share]], frames[share]
         n, t = frames.shape
-        # pixels in the store's order
-        clips = torch.empty((n, t, WIDTH, HEIGHT), dtype=torch.uint8, pin_memory=self._pinned)
+        shape = (n, t, WIDTH, HEIGHT)  # pixels in the store's order
+        if self._pinned:
+            clips = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        else:  # NumPy asks for huge pages: a batch costs a dozen page faults instead of thousands
+            clips = torch.from_numpy(np.empty(shape, np.uint8))
         for number, frame, clip in zip(numbers, frames, clips.numpy(), strict=True):
             # "clip" writes to `out` at once, "raise" by way of a copy; no frame is out of bounds
             self._store.read(int(number)).mT.take(frame, 0, out=clip, mode="clip")

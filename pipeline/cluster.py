@@ -140,7 +140,7 @@ class _Remote(Generic[Task, Result]):
         with reports_to(add):
             try:
                 return self.function(task), sum(amounts)
-            except PipelineError as error:
+            except (PipelineError, OSError) as error:  # a full disk is not a lost scheduler
                 raise PipelineError(f"{here}: {error}") from None
 
 

@@ -57,10 +57,10 @@ def embed(
             if not is_exhausted(error):
                 raise
             n, _, t = silhouettes.shape[:3]
+            instead = ", or set runtime.device to cpu" if device.type == "cuda" else ""
             raise PipelineError(
                 f"out of memory while embedding {n} sequence(s) of {t} frames at widths "
-                f"{list(model.config.channels)}: free the device of other work, or set "
-                "runtime.device to cpu"
+                f"{list(model.config.channels)}: free the device of other work{instead}"
             ) from None
         return out.float().cpu()  # [n, c, strips]
 

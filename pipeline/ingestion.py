@@ -1,7 +1,7 @@
 """From a release, untouched, to the catalogue of its sequences and its refusals."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -13,7 +13,7 @@ from pipeline import releases
 from pipeline.archives import Caps, DamagedArchiveError, is_packed
 from pipeline.catalogue import SEQUENCES, Refusal, Release, by_reason, refusal_table
 from pipeline.errors import PipelineError, listing
-from pipeline.layouts import LAYOUTS, recognise
+from pipeline.layouts import LAYOUTS, recognise, recognise_own
 from pipeline.layouts.generic import Generic
 from pipeline.layouts.layout import Key, Layout
 from pipeline.processes import map_in_order, report
@@ -230,11 +230,6 @@ def _introduce(dataset: Dataset, root: Path, layout: Layout, containers: int) ->
             f"{dataset}: this is not how {dataset} is handed out: {layout.protocol.title} takes "
             "its place"
         )
-    if not isinstance(layout, Generic) and (root / releases.DESCRIPTION).exists():
-        print(
-            f"{dataset}: {releases.DESCRIPTION} is not read: {layout.name} has a split and a "
-            "protocol of its own"
-        )
     print(
         f"{dataset}: split: {layout.split_words}; gallery: {layout.protocol.gallery_words}; "
         f"probes: {layout.protocol.probe_words}"
@@ -246,7 +241,8 @@ def _scan_all(
 ) -> list[Scan]:
     scans: list[Scan] = []
     broken: list[DamagedArchiveError] = []
-    work = partial(_scan_or_damage, dataset, root, caps)
+    own = (root / releases.DESCRIPTION).is_file()
+    work = partial(_scan_or_damage, dataset, root, recognise_own if own else recognise, caps)
     with Progress(f"{dataset}: listing", len(names), "containers") as progress:
         for outcome in map_in_order(work, names, workers, progress.advance):
             if isinstance(outcome, Scan):
@@ -259,7 +255,11 @@ def _scan_all(
 
 
 def _scan_or_damage(
-    dataset: Dataset, root: Path, caps: Caps | None, container: str
+    dataset: Dataset,
+    root: Path,
+    recognise: Callable[[str], tuple[str, Key] | None],
+    caps: Caps | None,
+    container: str,
 ) -> Scan | DamagedArchiveError:
     try:
         return releases.scan(dataset, root, container, recognise, caps)

@@ -20,7 +20,8 @@ moments (1.3 to 1.8 on a CPU). Only the advice is computed with it."""
 def kept_bytes(config: GaitGLConfig, frames: int, precision: str) -> int:
     """What the forward pass of one clip keeps for the backward pass, in bytes.
 
-    Counted on the CPU on narrow strips of a silhouette: it is proportional to the width.
+    Counted on the CPU on narrow strips of a silhouette, for it grows with the width; in bfloat16
+    that is about a sixth too little.
     """
     model = place(GaitGL(config), torch.device("cpu"))
 
@@ -72,23 +73,26 @@ def advice(
     stage: str, training: Training, config: GaitGLConfig, memory: int, processes: int
 ) -> str:
     """What a batch needs, and the settings that would make it fit into ``memory`` bytes."""
-    p, k, t = training.subjects_per_batch, training.sequences_per_subject, training.clip_frames
+    p, t = training.subjects_per_batch, training.clip_frames
     needed = _needed(training, config, processes)
+    batch = _batch_words(training, config, processes, needed)
+    if HEADROOM * needed <= memory:
+        return (
+            f"{stage}: {batch} and needs some more. There are {_gib(memory)} in all, so something "
+            "else holds most of it: free the device."
+        )
     share = memory / (HEADROOM * needed)
     subjects = int(p * share)
     fits = f"about {subjects} subjects" if subjects >= 2 else "not even 2 subjects"
     frames = int(t * share)
     others = [f"{stage}.clip_frames: {frames}"] if frames > config.lta_kernel else []
     if training.precision == "float32":
-        others.append(f"{stage}.precision: bfloat16 (half of it)")
+        others.append(f"{stage}.precision: bfloat16")
     if config.activation == "branch":
         others.append("model.activation: sum")
     others.append("narrower model.channels, or more runtime.processes with a GPU each")
-    among = f" among {processes} processes" if processes > 1 else ""
     return (
-        f"{stage}: a batch of {p} x {k} sequences of {t} frames{among}, at widths "
-        f"{list(config.channels)} in {training.precision}, keeps {_gib(needed)} for its backward "
-        f"pass, and needs some more; there are {_gib(memory)}.\n"
+        f"{stage}: {batch} and needs some more; there are {_gib(memory)}.\n"
         f"Of {stage}.subjects_per_batch, {fits} would fit. Or: {'; '.join(others)}."
     )
 
@@ -101,6 +105,16 @@ def is_exhausted(error: RuntimeError) -> bool:
 def _needed(training: Training, config: GaitGLConfig, processes: int) -> int:
     sequences = training.subjects_per_batch * training.sequences_per_subject // processes
     return sequences * kept_bytes(config, training.clip_frames, training.precision)
+
+
+def _batch_words(training: Training, config: GaitGLConfig, processes: int, needed: int) -> str:
+    p, k, t = training.subjects_per_batch, training.sequences_per_subject, training.clip_frames
+    among = f" among {processes} processes" if processes > 1 else ""
+    return (
+        f"a batch of {p} x {k} sequences of {t} frames{among}, at widths "
+        f"{list(config.channels)} in {training.precision}, keeps {_gib(needed)} for its backward "
+        "pass,"
+    )
 
 
 def _gib(count: int) -> str:

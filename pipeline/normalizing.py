@@ -87,6 +87,7 @@ def normalize(
     max_refused_share: float = 1.0,
     shards: Path | None = None,
     scheduler: str = "",
+    refused_before: int = 0,
 ) -> None:
     """Fill ``folder`` with shards, ``index.parquet``, ``refusals.parquet`` and ``counts.json``.
 
@@ -95,7 +96,7 @@ def normalize(
     it must be one for the same release, catalogue, settings and code (by default it is a new one,
     removed at the end). With the address of a Dask ``scheduler`` its workers do the work instead
     of ``workers`` processes. Raises PipelineError where nothing usable is left, or more than
-    ``max_refused_share`` of the frames is refused.
+    ``max_refused_share`` of the frames is refused, with the ``refused_before`` by ingest.
     """
     own = folder / "shards" if shards is None else shards
     own.mkdir(parents=True, exist_ok=True)
@@ -124,10 +125,12 @@ def normalize(
             f"Is data.{dataset}.root right, and normalize.min_foreground = {min_foreground} "
             "below the brightness of a person in these pictures?"
         )
-    if lost > max_refused_share * frames_in:
+    seen, gone = frames_in + refused_before, lost + refused_before
+    if gone > max_refused_share * seen:
         raise PipelineError(
-            f"{dataset}: {lost} of {frames_in} frames are refused, {lost / frames_in:.1%}, and "
-            f"normalize.max_refused_share = {max_refused_share}: {by_reason(refusals)}.\n"
+            f"{dataset}: {gone} of {seen} frames are refused, {gone / seen:.1%}, and "
+            f"normalize.max_refused_share = {max_refused_share}: {refused_before} by ingest, then "
+            f"{by_reason(refusals)}.\n"
             f"Is data.{dataset}.root right and complete, and normalize.min_foreground = "
             f"{min_foreground}, min_frames = {min_frames} what you want? If so, raise "
             "normalize.max_refused_share: what is finished is taken over."
@@ -275,19 +278,29 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def decode(content: bytes, max_pixels: int = 2**26) -> Frame | None:
-    """An encoded picture as ``uint8 [H, W]`` grey levels, or None where it is none.
+class RefusedFrameError(Exception):
+    """A frame that cannot become a silhouette; its text is the reason."""
 
-    None also for more than ``max_pixels``; past 2**26 it is not even decoded.
+
+def decode(content: bytes, max_pixels: int = 2**26) -> Frame:
+    """An encoded picture of any depth and colour as ``uint8 [H, W]`` grey levels.
+
+    Raises RefusedFrameError for what is no picture, for more than ``max_pixels`` (past 2**26 they
+    are not even decoded), and where no pixel is background.
     """
-    if not content:
-        return None
+    picture = None
     try:
-        picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_GRAYSCALE)
-    except cv2.error:  # larger than the cap on pixels
-        return None
-    if picture is None or picture.size > max_pixels:
-        return None
+        if content:
+            picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_GRAYSCALE)
+    except cv2.error as error:
+        if "IMAGE_PIXELS" in str(error):
+            raise RefusedFrameError("more pixels than ingest.max_pixels") from None
+    if picture is None:
+        raise RefusedFrameError("not a picture")
+    if picture.size > max_pixels:
+        raise RefusedFrameError("more pixels than ingest.max_pixels")
+    if picture.min() > 0:
+        raise RefusedFrameError("no background: inverted, or a silhouette in the alpha channel?")
     return np.asarray(picture, np.uint8)
 
 
@@ -387,9 +400,10 @@ class _Sequence:
 
     def put(self, job: Job, position: int, content: bytes) -> None:
         self.left -= 1
-        picture = decode(content, job.caps.max_pixels)
-        if picture is None:
-            self.refused[position] = "not a picture"
+        try:
+            picture = decode(content, job.caps.max_pixels)
+        except RefusedFrameError as reason:
+            self.refused[position] = str(reason)
             return
         silhouette = normalize_frame(picture, HEIGHT, WIDTH, job.min_foreground)
         if silhouette is None:

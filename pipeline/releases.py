@@ -12,6 +12,7 @@ from pipeline.archives import (
     Caps,
     DamagedArchiveError,
     Member,
+    TooLargeError,
     WrongPasswordError,
     archive_containers,
     is_archive,
@@ -77,15 +78,16 @@ def password_advice(dataset: Dataset) -> str:
 def containers(dataset: Dataset, root: Path) -> tuple[list[str], list[Refusal], list[str]]:
     """Everything below ``root`` that may hold frames, files that cannot, and empty folders.
 
-    Sorted. Raises PipelineError where the root is no folder, or a zip's table of contents is
-    unreadable; all such zips are named.
+    Sorted. Raises PipelineError where the root is no folder, or a folder or a zip's table of
+    contents is unreadable; all of those are named.
     """
     check_root(dataset, root)
     found: list[str] = []
     refused: list[Refusal] = []
     empty: list[str] = []
     broken: list[DamagedArchiveError] = []
-    for folder, below, files in os.walk(root):
+    unreadable: list[OSError] = []
+    for folder, below, files in os.walk(root, onerror=unreadable.append):
         below.sort()
         relative = Path(folder).relative_to(root).as_posix()
         refused += [
@@ -116,10 +118,19 @@ def containers(dataset: Dataset, root: Path) -> tuple[list[str], list[Refusal], 
         if (loose or hollow) and relative != printable(relative):
             reason = "a folder's name that is not text (UTF-8)"
             refused.append(Refusal(printable(relative), "", reason, frames=loose))
+        elif loose and is_archive(relative):
+            reason = "a folder that is called like an archive: rename it"
+            refused.append(Refusal(relative, "", reason, frames=loose))
         elif loose:
             found.append(relative)
         elif hollow:
             empty.append(relative)
+    if unreadable:
+        lines = [f"{printable(str(error.filename))}: {error.strerror}" for error in unreadable]
+        raise PipelineError(
+            f"data.{dataset}.root = {root}: {len(lines)} folder(s) cannot be read:\n"
+            f"{listing(lines)}\nMake them readable, or move them out of the root."
+        )
     if broken:
         raise cannot_be_read(dataset, root, broken)
     return found, refused, empty
@@ -131,6 +142,8 @@ def cannot_be_read(
     """The error that names all archives which cannot be read."""
     errors = list(broken)
     advice = "Download them again, or compare their checksums with the owners'."
+    if all(isinstance(error, TooLargeError) for error in errors):
+        advice = "A cap of params.yaml was reached: see there, under ingest."
     if any(isinstance(error, WrongPasswordError) for error in errors):
         advice = password_advice(dataset)
     return PipelineError(
@@ -196,16 +209,15 @@ def scan(
     except DamagedArchiveError as error:
         if container.lower().endswith(".7z") or isinstance(error, WrongPasswordError):
             raise
-        result.refused.append(
-            Refusal(container, "", "the archive is damaged", error.reason, frames=0)
-        )
+        reason, cut_off = "the archive is damaged", "cut off by the damage"
+        if isinstance(error, TooLargeError):
+            reason = cut_off = "past a cap"
+        result.refused.append(Refusal(container, "", reason, error.reason, frames=0))
         # where only a checksum over all of it fails, none can be trusted
         lost = list(folders) if error.suspect else [last] if last is not None else []
         for key in lost:
             cut = folders.pop(key)
-            result.refused.append(
-                Refusal(container, key[4], "cut off by the damage", "", len(cut), *key[1:4])
-            )
+            result.refused.append(Refusal(container, key[4], cut_off, "", len(cut), *key[1:4]))
     result.empty = _without_members(listed_folders, seen_names)
     if not result.seen and not result.refused:
         result.refused.append(Refusal(container, "", "the archive is empty", frames=0))

@@ -259,6 +259,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise PipelineError(f"{path} is missing: run this from the project's root") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise PipelineError(f"{path} is not readable YAML: {error}") from None
+    if tree is None:  # nothing but comments
+        return {}
     if not isinstance(tree, dict):
         raise PipelineError(f"{path}: expected a mapping of sections, got {type(tree).__name__}")
     return tree

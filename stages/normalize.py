@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.archives import Caps
 from pipeline.arguments import dataset_argument
-from pipeline.catalogue import read_sequences
+from pipeline.catalogue import read_refusals, read_sequences
 from pipeline.errors import run_stage
 from pipeline.files import new_folder, sha256
 from pipeline.normalizing import normalize, release_state
@@ -57,6 +57,7 @@ def main() -> None:
                 settings.normalize.max_refused_share,
                 unfinished.folder,
                 settings.runtime.dask_scheduler,
+                int(read_refusals(catalogue)["frames"].sum()),
             )
         # a machine of a cluster that was thought dead may still write there
         shutil.rmtree(unfinished.folder, ignore_errors=True)

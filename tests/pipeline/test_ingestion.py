@@ -307,10 +307,10 @@ def test_two_layouts_in_one_root_are_an_error(tmp_path: Path, write_tree: WriteF
 
 
 def test_frames_that_fit_everything_only_are_refused_beside_a_known_layout(
-    tmp_path: Path, write_tree: WriteFiles, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, write_tree: WriteFiles
 ) -> None:
     strays = {f"alice/walk/front/{i}.png": b"x" for i in range(3)}
-    write_tree(tmp_path, OUMVLP | strays | {"dataset.yaml": b"nonsense"})
+    write_tree(tmp_path, OUMVLP | strays)
     catalogue = ingest("oumvlp", tmp_path, "published", workers=0)
     assert catalogue.release.layout == "OUMVLP, rearranged"
     assert catalogue.release.files_seen == 15
@@ -319,7 +319,28 @@ def test_frames_that_fit_everything_only_are_refused_beside_a_known_layout(
     }
     assert "such as 0.png; expected <subject>" in catalogue.refusals["detail"].iloc[0]
     assert catalogue.refusals[KEY].iloc[0].tolist() == ["", "", ""]
-    assert "dataset.yaml is not read: OUMVLP, rearranged has a split" in capsys.readouterr().out
+
+
+def test_a_description_makes_it_own_data_whatever_its_names_look_like(
+    tmp_path: Path, write_tree: WriteFiles
+) -> None:
+    names = ("nm-01", "nm-02", "bag-01")
+    frames = {
+        f"{subject}/{name}/{view}/{i}.png": b"x"
+        for subject in ("001", "055", "061", "100")  # as CASIA-B's
+        for name in names
+        for view in ("000", "045")
+        for i in range(2)
+    }
+    text = "train: ['001-060']\ntest: ['061-100']\ngallery: [nm-01]\nprobes: {BG: ['bag-*']}\n"
+    write_tree(tmp_path, frames | {"dataset.yaml": text.encode()})
+    catalogue = ingest("casia_e", tmp_path, "release", workers=0)
+    assert catalogue.release.layout == "generic"
+    assert catalogue.sequences["n_frames"].sum() == len(frames)
+    assert catalogue.refusals.empty
+    (tmp_path / "dataset.yaml").unlink()
+    with pytest.raises(PipelineError, match="casia_e cannot be evaluated"):  # taken for CASIA-B
+        ingest("casia_e", tmp_path, "release", workers=0)
 
 
 def test_an_empty_folder_in_the_place_of_a_sequence_is_recorded(

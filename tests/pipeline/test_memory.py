@@ -88,6 +88,12 @@ def test_the_advice_does_not_name_what_is_done_already(training: Pretrain) -> No
     assert "activation" not in text
 
 
+def test_where_the_batch_would_fit_something_else_holds_the_memory(training: Pretrain) -> None:
+    text = advice("pretrain", training, CONFIG, 64 * GIB, 1)
+    assert "something else holds most of it" in text
+    assert "subjects_per_batch" not in text
+
+
 def test_the_machine_has_some_memory() -> None:
     assert 2**28 < memory_of_each(torch.device("cpu")) < 2**50
 

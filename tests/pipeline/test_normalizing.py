@@ -1,4 +1,5 @@
 import errno
+import io
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ import pandas as pd
 import py7zr
 import py7zr.io
 import pytest
+from PIL import Image
 
 from gaitgl.silhouettes import normalize_sequence
 from pipeline import finished_shards, normalizing, shard_plan
@@ -25,7 +27,13 @@ from pipeline.archives import Caps
 from pipeline.catalogue import REFUSALS
 from pipeline.errors import PipelineError
 from pipeline.ingestion import ingest
-from pipeline.normalizing import check_accounts, decode, normalize, release_state
+from pipeline.normalizing import (
+    RefusedFrameError,
+    check_accounts,
+    decode,
+    normalize,
+    release_state,
+)
 from pipeline.processes import map_in_order
 from pipeline.settings import Dataset
 from pipeline.silhouette_store import SilhouetteStore
@@ -322,17 +330,75 @@ def test_a_picture_of_too_many_pixels_is_refused(tmp_path: Path, write_tree: Wri
     huge += struct.pack(">I", zlib.crc32(chunk)) + RELEASE["00001/00/090/1.png"][33:]
     write_tree(tmp_path / "root", RELEASE | {"00001/00/090/2.png": huge})
     run(tmp_path / "root", tmp_path / "out")
-    assert reasons(tmp_path / "out") == {"not a picture": 1}
+    assert reasons(tmp_path / "out") == {"more pixels than ingest.max_pixels": 1}
     with pytest.raises(cv2.error, match="IMAGE_PIXELS"):  # before it takes memory
         cv2.imdecode(np.frombuffer(huge, np.uint8), cv2.IMREAD_GRAYSCALE)
     content = RELEASE["00001/00/090/1.png"]  # 100 x 80
-    assert decode(content, max_pixels=8000) is not None
-    assert decode(content, max_pixels=7999) is None
+    assert decode(content, max_pixels=8000).size == 8000
+    with pytest.raises(RefusedFrameError, match=r"ingest\.max_pixels"):
+        decode(content, max_pixels=7999)
     sequences, *_ = ingest("oumvlp", tmp_path / "root", "published", workers=0)
-    with pytest.raises(PipelineError, match=r"16 × not a picture"):
+    with pytest.raises(PipelineError, match=r"16 × more pixels than ingest\.max_pixels"):
         normalize(
             "oumvlp", tmp_path / "root", sequences, tmp_path, 10_000, 3, 0, Caps(max_pixels=7999)
         )
+
+
+def palette_png(picture: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).convert("P").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "encode",
+    [
+        pytest.param(lambda grey: png(grey.astype(np.uint16) * 257), id="16 bit"),
+        pytest.param(lambda grey: png(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR)), id="RGB"),
+        pytest.param(lambda grey: png(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGRA)), id="opaque RGBA"),
+        pytest.param(palette_png, id="palette"),
+    ],
+)
+def test_pictures_of_any_depth_and_colour_are_the_same_silhouettes(
+    encode: Callable[[np.ndarray], bytes],
+) -> None:
+    grey = np.zeros((90, 70), np.uint8)
+    grey[10:80, 20:50] = 255
+    np.testing.assert_array_equal(decode(encode(grey)), grey)
+
+
+def test_a_picture_without_background_is_no_silhouette() -> None:
+    grey = np.zeros((90, 70), np.uint8)
+    grey[10:80, 20:50] = 255
+    white = np.full_like(grey, 255)
+    for content in (png(white - grey // 2), png(np.dstack([white, white, white, grey]))):
+        with pytest.raises(RefusedFrameError, match="no background"):
+            decode(content)
+
+
+def test_frames_of_differing_sizes_are_one_sequence(tmp_path: Path, write_tree: WriteFiles) -> None:
+    frame = cv2.imdecode(np.frombuffer(RELEASE["00001/00/090/1.png"], np.uint8), 0)
+    larger = png(cv2.resize(frame, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST))
+    write_tree(tmp_path / "root", RELEASE | {"00001/00/090/2.png": larger})
+    run(tmp_path / "root", tmp_path / "out")
+    assert reasons(tmp_path / "out") == {}
+
+
+def test_what_ingest_refused_counts_towards_the_share(
+    tmp_path: Path, write_tree: WriteFiles
+) -> None:
+    write_tree(tmp_path / "root", RELEASE)
+    sequences, *_ = ingest("oumvlp", tmp_path / "root", "published", workers=0)
+    frames = int(sequences["n_frames"].sum())
+    shared = ("oumvlp", tmp_path / "root", sequences)
+    for number, (refused_before, share) in enumerate(((0, 0.0), (frames, 0.5))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        normalize(
+            *shared, folder, 10_000, 3, 0, max_refused_share=share, refused_before=refused_before
+        )
+    with pytest.raises(PipelineError, match=rf"{frames + 1} of {2 * frames + 1} frames are refu"):
+        normalize(*shared, tmp_path, 10_000, 3, 0, max_refused_share=0.5, refused_before=frames + 1)
 
 
 def test_encrypted_archives_need_their_password(
@@ -375,15 +441,14 @@ def test_nothing_usable_at_all_is_an_error_that_counts(
 
 
 @pytest.mark.parametrize("content", [b"", b"x", b"\x89PNG\r\n\x1a\n", png(walker(0))[:40]])
-def test_what_is_no_picture_decodes_to_none(content: bytes) -> None:
-    assert decode(content) is None
+def test_what_is_no_picture_is_told(content: bytes) -> None:
+    with pytest.raises(RefusedFrameError, match="not a picture"):
+        decode(content)
 
 
 def test_pictures_decode_to_grey() -> None:
     frame = walker(3)
-    decoded = decode(png(frame))
-    assert decoded is not None
-    np.testing.assert_array_equal(decoded, frame)
+    np.testing.assert_array_equal(decode(png(frame)), frame)
     decoded = decode(png(np.dstack([frame] * 3)))
     assert decoded is not None
     assert decoded.shape == frame.shape

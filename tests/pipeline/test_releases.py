@@ -189,6 +189,32 @@ def test_folders_and_archives_whose_names_are_no_text_are_refused(
     assert all("UTF-8" in refusal.reason for refusal in refused)
 
 
+def test_a_folder_that_cannot_be_read_stops_the_ingest(
+    tmp_path: Path, write_tree: WriteFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tree(tmp_path, {"00001/00/090/1.png": b"x", "00002/00/090/1.png": b"x"})
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:  # root may read everything, so permissions show nothing
+        if os.fspath(path).endswith("00002"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PipelineError, match=r"1 folder\(s\) cannot be read:\n.*00002: Permission"):
+        containers("oumvlp", tmp_path)
+
+
+def test_a_folder_called_like_an_archive_is_refused_by_that_name(
+    tmp_path: Path, write_tree: WriteFiles
+) -> None:
+    write_tree(tmp_path, {"00001/00/090/1.png": b"x", "00001/01/v.zip/1.png": b"x"})
+    names, refused, _ = containers("oumvlp", tmp_path)
+    assert names == ["00001/00/090"]
+    assert [(r.container, r.frames) for r in refused] == [("00001/01/v.zip", 1)]
+    assert "called like an archive" in refused[0].reason
+
+
 def test_a_damaged_7z_raises(tmp_path: Path) -> None:
     (tmp_path / "a.7z").write_bytes(b"7z")
     with pytest.raises(DamagedArchiveError, match=r"a\.7z: "):
@@ -241,11 +267,11 @@ def test_a_missing_root_and_an_empty_one_name_the_setting(tmp_path: Path) -> Non
 
 
 def test_empty_folders_are_named_and_no_others(tmp_path: Path, write_tree: WriteFiles) -> None:
-    write_tree(tmp_path, {"a/b/1.png": b"x", "c.7z/1.png": b"x"})
+    write_tree(tmp_path, {"a/b/1.png": b"x", "c/1.png": b"x"})
     for folder in ("a/b/empty", "a/hollow/empty"):
         (tmp_path / folder).mkdir(parents=True)
     names, refused, empty = containers("oumvlp", tmp_path)
-    assert (names, refused) == (["a/b", "c.7z"], [])
+    assert (names, refused) == (["a/b", "c"], [])
     assert empty == ["a/b/empty", "a/hollow/empty"]
 
 

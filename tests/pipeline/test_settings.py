@@ -235,7 +235,7 @@ def test_quoted_numbers_and_names_stay_text(tmp_path: Path) -> None:
         (b"seed: 0\n\tmodel: 1", "is not readable YAML"),
         (b"\xff\xfe\x00", "is not readable YAML"),
         (b"- seed\n- model\n", "expected a mapping of sections, got list"),
-        (b"", "expected a mapping of sections, got NoneType"),
+        (b"# nothing", "seed: missing"),
         (b"!!python/object/apply:os.getcwd []", "is not readable YAML"),
     ],
 )

@@ -179,7 +179,7 @@ def test_a_gallery_needs_probes_and_probes_a_gallery(tmp_path: Path, description
     ]
 
 
-@pytest.mark.parametrize("description", ["", "[a, b]", "train: ["])
+@pytest.mark.parametrize("description", ["nonsense", "[a, b]", "train: ["])
 def test_a_file_that_is_no_description_is_named(tmp_path: Path, description: str) -> None:
     with pytest.raises(PipelineError, match=r"dataset\.yaml"):
         settled(tmp_path, keys(NAMES), description)
