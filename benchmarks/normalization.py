@@ -84,7 +84,7 @@ def _one_core(contents: list[bytes], repeats: int) -> list[Row]:
 
 
 def _workers(contents: list[bytes], quick: bool) -> Row:
-    frames = TASKS * SEQUENCE_FRAMES if quick else 12_000
+    frames = TASKS * SEQUENCE_FRAMES if quick else 6_000
     with tempfile.TemporaryDirectory() as temporary:
         root, folder = Path(temporary) / "release", Path(temporary) / "silhouettes"
         _write_release(root, contents, frames)
@@ -95,7 +95,7 @@ def _workers(contents: list[bytes], quick: bool) -> Row:
                     str(workers): partial(_normalize, root, sequences, folder, frames, workers)
                     for workers in (1, 2)
                 },
-                repeats=1 if quick else 3,
+                repeats=1 if quick else 2,
                 warmups=0 if quick else 1,
             )
     return _compared_workers(timings["1"], timings["2"], frames, quick)

@@ -30,6 +30,8 @@ Embeddings = Tensor | NDArray[Any]
 Strings = NDArray[np.str_]
 
 BLOCK_BYTES = 32 * 2**20
+TILE_BYTES = 2**20
+"""Of a block of distances, what is worked on at once, so that it stays in a core's cache."""
 
 
 class FirstMatch(NamedTuple):
@@ -311,14 +313,29 @@ def distance_blocks(
     gallery -= centre
     gallery_squared = torch.einsum("smk,smk->sm", gallery, gallery)  # [s, m]
     step = max(1, block_bytes // (4 * len(gallery_rows)))
+    # each strip goes over its distances several times: on a CPU, let them stay in the cache
+    tile = len(gallery_rows)
+    if len(gallery) > 1 and gallery.device.type == "cpu":
+        tile = max(1, TILE_BYTES // (4 * step))
     for start in range(0, len(probe_rows), step):
         rows = slice(start, min(start + step, len(probe_rows)))
         probes = _take(embeddings, probe_rows[rows], distance) - centre  # [s, b, k]
         probes_squared = torch.einsum("sbk,sbk->sb", probes, probes)  # [s, b]
-        total = torch.zeros(probes.shape[1], gallery.shape[1], device=probes.device)  # [b, m]
-        for a, a2, b, b2 in zip(probes, probes_squared, gallery, gallery_squared, strict=True):
-            total += torch.addmm(a2[:, None] + b2, a, b.mT, alpha=-2).clamp_(min=0).sqrt_()
-        yield rows, (total / len(gallery)).cpu().numpy()
+        total = torch.empty(probes.shape[1], gallery.shape[1], device=probes.device)  # [b, m]
+        for first in range(0, len(gallery_rows), tile):
+            columns = slice(first, first + tile)
+            total[:, columns] = _summed_distances(
+                probes, probes_squared, gallery[:, columns], gallery_squared[:, columns]
+            )
+        yield rows, total.div_(len(gallery)).cpu().numpy()
+
+
+def _summed_distances(a: Tensor, a_squared: Tensor, b: Tensor, b_squared: Tensor) -> Tensor:
+    """Distances added up over strips: [s, n, k], [s, n], [s, m, k], [s, m] -> [n, m]."""
+    total = torch.zeros(a.shape[1], b.shape[1], device=a.device)
+    for x, x2, y, y2 in zip(a, a_squared, b, b_squared, strict=True):
+        total += torch.addmm(x2[:, None] + y2, x, y.mT, alpha=-2).clamp_(min=0).sqrt_()
+    return total
 
 
 def _take(embeddings: Embeddings, rows: NDArray[np.int64], distance: Distance) -> Tensor:
