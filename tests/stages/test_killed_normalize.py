@@ -202,7 +202,7 @@ def test_a_stage_that_stopped_for_its_refusals_keeps_its_shards(
     assert run("ingest").returncode == 0
     stopped = run("normalize")
     assert stopped.returncode == 1
-    assert "and normalize.max_refused_share = 0.001: 3 × too little foreground" in stopped.stderr
+    assert "and normalize.max_refused_share = 0.001: 0 by ingest, then 3 × too" in stopped.stderr
     assert not (folder / "data" / "casia_e" / "silhouettes").exists()
     change_leaf(folder / "params.yaml", "normalize.max_refused_share", 0.01)
     again = run("normalize")

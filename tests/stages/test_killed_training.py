@@ -15,6 +15,9 @@ import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 
+from pipeline.layouts.casia_e_release import CasiaERelease
+from pipeline.layouts.oumvlp_release import OumvlpRelease
+from pipeline.protocols import write_protocol
 from pipeline.settings import Dataset
 from pipeline.silhouette_store import SilhouetteStore
 from tests.small_project import Project, copy_project
@@ -36,9 +39,12 @@ def new_project(
 
     def make(**changes: object) -> Project:
         project = copy_project(tmp_path_factory.mktemp("killed"))
-        for dataset in ("oumvlp", "casia_e"):
-            folder = project.folder / "data" / dataset / "silhouettes"
-            shutil.copytree(stores[dataset].folder, folder)
+        protocols = {"oumvlp": OumvlpRelease.protocol, "casia_e": CasiaERelease.protocol}
+        for dataset, protocol in protocols.items():
+            data = project.folder / "data" / dataset
+            shutil.copytree(stores[dataset].folder, data / "silhouettes")
+            (data / "catalogue").mkdir()
+            write_protocol(data / "catalogue", protocol)
         shutil.copy(migrated_database, project.folder / "mlflow.db")
         project.change(
             model__channels=[2, 2, 4, 4, 4, 4],
