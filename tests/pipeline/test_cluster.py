@@ -1,3 +1,4 @@
+import errno
 import os
 import shutil
 import signal
@@ -233,3 +234,12 @@ def test_the_state_of_the_code_names_versions_and_files() -> None:
     assert {"Python", "numpy", "opencv", "pyarrow", "pipeline/normalizing.py"} <= set(state)
     assert "gaitgl/silhouettes.py" in state
     assert all(state.values())
+
+
+def full_disk(task: int) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_tasks_full_disk_is_not_told_as_a_lost_scheduler() -> None:
+    with pytest.raises(PipelineError, match=r"^on .*: .*No space left on device$"):
+        cluster._Remote(full_disk, code_state())(0)

@@ -91,9 +91,8 @@ def result(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in store.iterdir()}
 
 
-def finish(folder: Path) -> str:
-    """Run the stage to its end; what it said. Nothing may be left of what it needed meanwhile."""
-    done = subprocess.run(
+def run_stage(folder: Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
         python(STAGE, "oumvlp"),
         cwd=folder,
         env=environment(),
@@ -102,6 +101,11 @@ def finish(folder: Path) -> str:
         check=False,
         timeout=DEADLINE_S,
     )
+
+
+def finish(folder: Path) -> str:
+    """Run the stage to its end; what it said. Nothing may be left of what it needed meanwhile."""
+    done = run_stage(folder)
     assert done.returncode == 0, done.stdout + done.stderr
     left = {path.name for path in (folder / "runs").iterdir()}
     assert left == {"normalize-oumvlp.lock", "normalize-oumvlp.json"}
@@ -155,14 +159,7 @@ def test_a_second_normalize_of_the_same_dataset_is_refused_under_any_settings(
     with started(folder) as first:
         until_shards(folder, first, 1)
         change_leaf(folder / "params.yaml", "normalize.min_frames", 4)
-        second = subprocess.run(
-            python(STAGE, "oumvlp"),
-            cwd=folder,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        second = run_stage(folder)
         assert first.poll() is None
     assert second.returncode == 1
     assert f"this normalize of oumvlp runs already: process {first.pid} on " in second.stderr
