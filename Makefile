@@ -70,4 +70,4 @@ $(READY): requirements.lock
 lock: $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --quiet \
-	  --no-annotate --no-header $(ARGS) | sed -E '/^(nvidia-|cuda-|triton==)/d' > requirements.lock
+	  --no-annotate --no-header $(ARGS) | sed -E '/^nvidia-ml-py==/!{/^(nvidia-|cuda-|triton==)/d}' > requirements.lock
