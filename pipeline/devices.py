@@ -1,6 +1,7 @@
 """Which device a stage runs on, and in which arithmetic."""
 
 import os
+import sys
 
 import torch
 
@@ -48,18 +49,28 @@ def _doubled(x: torch.Tensor) -> torch.Tensor:
     return x + x
 
 
+def lacks_bfloat16(device: torch.device) -> str:
+    """Why bfloat16 cannot be had on a device, or would take ten times as long as float32 there, in
+    a few words; empty if it is as it should be."""
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return f"{torch.cuda.get_device_name(device)} cannot compute in it"
+    if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        instructions = torch.backends.cpu.get_cpu_capability()
+        return f"this CPU ({instructions}) has no fast way to compute in it"
+    return ""
+
+
+def precision_here(device: torch.device, wanted: str) -> str:
+    """``wanted`` (float32 or bfloat16), or float32 where the device lacks bfloat16; it is said."""
+    lack = lacks_bfloat16(device) if wanted == "bfloat16" else ""
+    if lack:
+        sys.stderr.write(f"float32 instead of bfloat16: {lack}\n")
+    return "float32" if lack else wanted
+
+
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context in which the network runs in ``precision`` (float32 or bfloat16)."""
     enabled = precision == "bfloat16"
-    if (
-        enabled
-        and device.type == "cuda"
-        and not torch.cuda.is_bf16_supported(including_emulation=False)
-    ):
-        raise PipelineError(
-            f"precision is bfloat16, but {torch.cuda.get_device_name(device)} cannot compute in "
-            "it; set pretrain.precision and finetune.precision to float32"
-        )
     if not enabled:
         torch.backends.cudnn.allow_tf32 = False  # float32 means float32
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)

@@ -16,7 +16,7 @@ import torch
 from gaitgl.model import GaitGL, GaitGLConfig
 from pipeline.batches import TrainingBatch, TrainingBatches
 from pipeline.checkpoints import read_checkpoint, save_checkpoint
-from pipeline.devices import choose_device, compiler_problem, place
+from pipeline.devices import choose_device, compiler_problem, lacks_bfloat16, place
 from pipeline.distributed import World, joined, workers_of_each_process
 from pipeline.errors import PipelineError, Stopped, listing
 from pipeline.files import fingerprint, new_folder, sha256, write_json
@@ -81,6 +81,7 @@ def run_training(
     about["fingerprint"] = fingerprint(identity)
     state = TrainingState(stage, identity)
     with joined(device) as world, StopRequest() as stop:
+        _check_precision(stage, training, device)
         _check_alike(world, state, training)
         _check_memory(stage, training, config, device, world)
         batches = _batches(store, training, seed, world, device)
@@ -138,6 +139,14 @@ def run_training(
                     _record_result(run, folder, training.steps)
             if world.leads:
                 state.remove()
+
+
+def _check_precision(stage: str, training: Training, device: torch.device) -> None:
+    lack = lacks_bfloat16(device) if training.precision == "bfloat16" else ""
+    if lack:
+        raise PipelineError(
+            f"{stage}.precision is bfloat16, but {lack}; set it to float32, or train elsewhere"
+        )
 
 
 def _check_alike(world: World, state: TrainingState, training: Training) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from gaitgl.model import GaitGL
 from pipeline.arguments import dataset_argument
 from pipeline.checkpoints import load_weights, read_checkpoint
-from pipeline.devices import choose_device
+from pipeline.devices import choose_device, precision_here
 from pipeline.distributed import joined, spread
 from pipeline.embedding import embed
 from pipeline.embedding_file import write_embeddings
@@ -39,7 +39,7 @@ def main() -> None:
     numbers = np.flatnonzero(compared & (store.index["split"] == "test"))
     device = choose_device(settings.runtime.device)
     with joined(device) as world:
-        precision = info["training"]["precision"]
+        precision = precision_here(device, info["training"]["precision"])
         embeddings = embed(model, store, numbers, precision, device, world)
         if world.leads:
             write_embeddings(

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from gaitgl.model import GaitGL, GaitGLConfig
-from pipeline.devices import autocast, choose_device, place
+from pipeline.devices import autocast, choose_device, lacks_bfloat16, place, precision_here
 from pipeline.errors import PipelineError
 from tests.child_processes import environment, python
 
@@ -55,6 +55,28 @@ def test_precision_chooses_the_arithmetic() -> None:
     for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         with autocast(torch.device("cpu"), precision):
             assert linear(torch.zeros(1, 2)).dtype == dtype
+
+
+LACKS = bool(lacks_bfloat16(torch.device("cpu")))
+
+
+@pytest.mark.skipif(LACKS, reason="this CPU has no fast bfloat16")
+def test_a_cpu_with_bfloat16_takes_what_is_wanted(capsys: pytest.CaptureFixture[str]) -> None:
+    assert precision_here(torch.device("cpu"), "bfloat16") == "bfloat16"
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.skipif(not LACKS, reason="this CPU has fast bfloat16")
+def test_a_cpu_without_bfloat16_embeds_in_float32_and_says_so(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert precision_here(torch.device("cpu"), "bfloat16") == "float32"
+    assert "float32 instead of bfloat16: this CPU (" in capsys.readouterr().err
+
+
+def test_float32_is_had_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    assert precision_here(torch.device("cpu"), "float32") == "float32"
+    assert capsys.readouterr().err == ""
 
 
 def test_placing_a_model_changes_its_layout_and_not_its_results() -> None:
