@@ -15,6 +15,7 @@ from mlflow.tracking import MlflowClient
 from gaitgl.model import GaitGL, GaitGLConfig
 from pipeline.batches import TrainingBatch, TrainingBatches
 from pipeline.checkpoints import read_checkpoint
+from pipeline.devices import lacks_bfloat16
 from pipeline.errors import PipelineError, Stopped
 from pipeline.files import sha256
 from pipeline.layouts.oumvlp_release import OumvlpRelease
@@ -471,3 +472,13 @@ def test_memory_that_runs_out_names_the_settings(
     monkeypatch.setattr("pipeline.memory.kept_bytes", lambda *arguments: 2**20)
     with pytest.raises(PipelineError, match=r"out of memory in step 1\.\npretrain: a batch of"):
         run(stores, tmp_path / "model", settings)
+
+
+@pytest.mark.skipif(not lacks_bfloat16(torch.device("cpu")), reason="this CPU computes in bfloat16")
+def test_a_precision_that_the_device_lacks_is_refused_before_the_first_step(
+    stores: Stores, project: Project, tmp_path: Path
+) -> None:
+    settings = Settings.load(project({"pretrain.precision": "bfloat16"}) / "params.yaml")
+    with pytest.raises(PipelineError, match=r"pretrain\.precision is bfloat16, but this CPU .*32"):
+        run(stores, tmp_path / "model", settings)
+    assert not (tmp_path / "model").exists()
