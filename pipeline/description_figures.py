@@ -1,10 +1,8 @@
 """The pictures of the report on a release, as PNG bytes; the same data gives the same bytes."""
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
-import cv2
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from pipeline.description import Grid, printable
-from pipeline.silhouette_store import Silhouettes
-
-DPI = 192
-"""Twice what a page shows, so that pictures stay sharp on paper and on phones."""
+from pipeline.pictures import png_of
 
 NONE_MISSING = "#dfe8e2"
 
@@ -59,7 +54,7 @@ def missing_map(grid: Grid, most_rows: int = 80) -> bytes:
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     bar.ax.minorticks_off()
     bar.set_label("missing (grey: none)")
-    return _png(figure)
+    return png_of(figure)
 
 
 def _name_columns(axes: Axes, grid: Grid, column_width: float) -> None:
@@ -114,24 +109,9 @@ def length_histogram(bars: Sequence[dict[str, int]]) -> bytes:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
-    return _png(figure)
-
-
-def strip(silhouettes: Silhouettes, gap: int = 2) -> bytes:
-    """Frames ``uint8 [t, h, w]`` side by side, ``gap`` grey pixels between them."""
-    between = np.full((len(silhouettes), silhouettes.shape[1], gap), 128, np.uint8)
-    joined = np.concatenate([silhouettes, between], axis=2)  # [t, h, w + gap]
-    row = joined.transpose(1, 0, 2).reshape(silhouettes.shape[1], -1)[:, :-gap]
-    return cv2.imencode(".png", row)[1].tobytes()
+    return png_of(figure)
 
 
 def _label(name: str) -> str:
     # fonts know no more than a part of Unicode
     return printable(name.encode("ascii", "backslashreplace").decode(), 24).replace("…", "...")
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    # without matplotlib's version in the file, bytes depend on the data alone
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    return buffer.getvalue()
