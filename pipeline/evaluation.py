@@ -1,5 +1,6 @@
 """From embeddings to the tables of a protocol."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,86 @@ Table = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """A figure in %, and its 95 % bootstrap interval over the probes' subjects.
+
+    The ends are NaN where there is none: fewer than two subjects, or a figure that no interval is
+    computed for.
+    """
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+
+@dataclass(frozen=True)
+class ProtocolResult:
+    """What one labelled protocol says about a set of embeddings.
+
+    Everything comes per condition, in the order of ``protocol.probes``; a condition without probes
+    is left out of all of them, and a sentence in ``notes`` says so.
+    """
+
+    protocol: Protocol
+
+    views: list[str]
+    """Sorted: the axes of ``rank1``."""
+
+    headline: str
+    """Which of ``estimates`` stands first: ``rank1``, or ``rank1_with_identical_views`` where all
+    was seen from one view."""
+
+    rank1: dict[str, Table]
+    """Rank-1 in % of each condition, NaN where nothing can be compared; all probes count.
+    [probe view, gallery view], or [probe view] where ``protocol.gallery_views`` is ``all``."""
+
+    estimates: dict[str, dict[str, Estimate]]
+    """Of each condition: the figures in % under their names in metrics.json. ``rank1``, ``rank5``,
+    ``rank10``, ``rank20``, each with ``_matched_probes`` as another convention; of view pairs also
+    ``_with_identical_views``; of all views ``map``, ``minp``, ``eer``, ``tar_far_1e-2``,
+    ``tar_far_1e-3``, ``tar_far_1e-4``, ``fnir_fpir_1e-2``. A figure that the data is too small for
+    is absent."""
+
+    cmc: pd.DataFrame
+    """Columns condition, rank (from 1), percent."""
+
+    det: pd.DataFrame
+    """Columns condition, far, frr (shares, 0 to 1), thinned for drawing; empty for view pairs."""
+
+    counts: dict[str, int]
+    """subjects, gallery_sequences, probe_sequences, views; for each condition
+    ``unmatched_probes_<condition>``, that have no entry to be matched with."""
+
+    confusions: pd.DataFrame
+    """At most 20 rows, the worst first: probes for which somebody else's gallery entry is nearer
+    than any of their own subject's, by how much nearer. Columns condition; probe_subject,
+    probe_sequence, probe_view; wrong_subject, wrong_sequence, wrong_view, wrong_distance;
+    right_subject, right_sequence, right_view, right_distance."""
+
+    probes: pd.DataFrame
+    """A row per probe, columns of ``pipeline.probe_table.PROBES``."""
+
+    notes: list[str]
+    """What was left out or stands in for something else, in sentences."""
+
+
+@dataclass(frozen=True)
 class Evaluation:
+    """Results of a dataset's protocols, or a submission where nobody knows who walks."""
+
+    results: list[ProtocolResult]
+    """Labelled protocols, the headline first; empty for a competition."""
+
+    submission: pd.DataFrame | None
+    """Columns video, subject: a row for every probe video, sorted; None without such a protocol."""
+
+    notes: list[str]
+    """What holds for all of it, in sentences: protocols that could not be applied, probes that had
+    to be guessed."""
+
+
+@dataclass(frozen=True)
+class OneProtocol:
     """What a protocol says about a set of embeddings; everything in %."""
 
     views: list[str]
@@ -38,7 +118,7 @@ def evaluate(
     protocol: Protocol,
     distance: retrieval.Distance,
     cmc_ranks: int,
-) -> Evaluation:
+) -> OneProtocol:
     """Apply ``protocol`` to embeddings [n, c, strips] with their keys (subject, sequence, view).
 
     A condition without probes is left out and printed. Raises PipelineError where keys repeat,
@@ -102,7 +182,7 @@ def evaluate(
         "probe_sequences": int((~in_gallery).sum()),
         "views": len(views),
     }
-    return Evaluation(views, rank1, pd.concat(curves, ignore_index=True), metrics, counts)
+    return OneProtocol(views, rank1, pd.concat(curves, ignore_index=True), metrics, counts)
 
 
 def rank1_table(rank1: Table, views: list[str]) -> pd.DataFrame:

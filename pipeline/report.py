@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.evaluation import Evaluation, rank1_table
+from pipeline.evaluation import OneProtocol, rank1_table
 from pipeline.figures import cmc_curve, heat_map, p_curve
 from pipeline.files import new_folder, write_bytes, write_json
 from pipeline.protocols import Protocol
@@ -17,7 +17,7 @@ STAGES = ("pretrain", "finetune")
 
 def write_report(
     folder: Path,
-    evaluation: Evaluation,
+    evaluation: OneProtocol,
     protocol: Protocol,
     histories: dict[str, pd.DataFrame],
     refused_sequences: int,
@@ -83,14 +83,14 @@ def result_text(folder: Path) -> str:
     )
 
 
-def _summary(evaluation: Evaluation) -> pd.DataFrame:
+def _summary(evaluation: OneProtocol) -> pd.DataFrame:
     table = pd.DataFrame.from_dict(evaluation.metrics, orient="index").round(1)
     table.columns = pd.Index([name.replace("_", " ") + " %" for name in table.columns])
     table.insert(0, "probes", table.index)
     return table
 
 
-def _metrics(evaluation: Evaluation, histories: dict[str, pd.DataFrame]) -> dict[str, Any]:
+def _metrics(evaluation: OneProtocol, histories: dict[str, pd.DataFrame]) -> dict[str, Any]:
     rounded = {
         # a view pair that cannot be compared has no figure, and JSON no NaN
         condition: {n: round(value, 4) for n, value in values.items() if not math.isnan(value)}

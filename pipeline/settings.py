@@ -20,6 +20,8 @@ PARAMS_FILE = Path("params.yaml")
 Dataset = Literal["oumvlp", "casia_e"]
 DATASETS: tuple[Dataset, ...] = ("oumvlp", "casia_e")
 
+ProtocolName = Literal["view_pairs", "all_views", "hid"]
+
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 

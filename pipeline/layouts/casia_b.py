@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 
 from pipeline.layouts.layout import FRAME, Layout
-from pipeline.protocols import Protocol
+from pipeline.protocols import in_view_pairs_and_all_views
 
 
 class CasiaB(Layout):
@@ -17,7 +17,7 @@ class CasiaB(Layout):
         rf"{FRAME}\.(?i:png)$"
     )
     split_words = "subjects 001-074 train, 075-124 are the test"
-    protocol = Protocol(
+    protocols = in_view_pairs_and_all_views(
         title="CASIA-B",
         gallery=("nm-01", "nm-02", "nm-03", "nm-04"),
         probes={

@@ -19,13 +19,17 @@ class Hid(Layout):
         rf"|test_probe/(?P<video>[^/]+))/{FRAME}\.(?i:png|jpe?g)$"
     )
     split_words = "train trains, test_gallery and test_probe are the test"
-    protocol = Protocol(
-        title="HID",
-        gallery=("gallery-*",),
-        probes={"all": ("probe",)},
-        gallery_words="test_gallery",
-        probe_words="test_probe",
-        labelled=False,
+    protocols = (
+        Protocol(
+            "hid",
+            title="HID",
+            gallery=("gallery-*",),
+            probes={"all": ("probe",)},
+            gallery_words="test_gallery",
+            probe_words="test_probe",
+            gallery_views="all",
+            labelled=False,
+        ),
     )
     expected: Mapping[str, int] = {"train_subjects": 500}
 

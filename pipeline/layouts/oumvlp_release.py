@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 
 from pipeline.layouts.layout import FRAME, Layout
-from pipeline.protocols import Protocol
+from pipeline.protocols import in_view_pairs_and_all_views
 
 
 class OumvlpRelease(Layout):
@@ -16,7 +16,7 @@ class OumvlpRelease(Layout):
         rf"{FRAME}\.(?i:png)$"
     )
     split_words = "odd subjects up to 10305 train, even ones and 10307 are the test"
-    protocol = Protocol(
+    protocols = in_view_pairs_and_all_views(
         title="OUMVLP",
         gallery=("01",),
         probes={"all": ("00",)},

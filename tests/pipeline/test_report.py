@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.evaluation import Evaluation
+from pipeline.evaluation import OneProtocol
 from pipeline.layouts.casia_e_release import CasiaERelease
 from pipeline.layouts.oumvlp_release import OumvlpRelease
 from pipeline.report import result_text, write_report
@@ -16,13 +16,13 @@ from pipeline.report import result_text, write_report
 VIEWS = ["000", "090"]
 
 
-def _evaluation(conditions: tuple[str, ...]) -> Evaluation:
+def _evaluation(conditions: tuple[str, ...]) -> OneProtocol:
     names = [
         f"rank{k}{suffix}"
         for suffix in ("", "_matched_probes", "_with_identical_views")
         for k in (1, 5)
     ]
-    return Evaluation(
+    return OneProtocol(
         VIEWS,
         {c: np.array([[90.0, 40.0 + i], [np.nan, 80.0]]) for i, c in enumerate(conditions)},
         pd.concat(
