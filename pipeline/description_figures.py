@@ -11,7 +11,8 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from pipeline.description import Grid, printable
+from pipeline.description import Grid
+from pipeline.names import label
 from pipeline.pictures import png_of
 
 NONE_MISSING = "#dfe8e2"
@@ -46,7 +47,7 @@ def missing_map(grid: Grid, most_rows: int = 80) -> bytes:
     _name_columns(axes, grid, (width - 1.5) / columns)
     rows = np.unique(np.linspace(0, len(starts) - 1, 7).astype(int))
     axes.set_yticks(
-        rows, [_label(grid.subjects[starts[row]]) for row in rows], fontsize=8, parse_math=False
+        rows, [label(grid.subjects[starts[row]]) for row in rows], fontsize=8, parse_math=False
     )
     each = round(subjects / len(starts))
     axes.set_ylabel("subject" if each == 1 else f"subjects, about {each} a row")
@@ -67,10 +68,10 @@ def _name_columns(axes: Axes, grid: Grid, column_width: float) -> None:
     small: dict[str, Any] = {"fontsize": 7, "parse_math": False}
     axes.set_xticks([])
     if column_width >= SMALL_LINE:
-        views = [_label(view) for view in grid.views] * n_sequences
+        views = [label(view) for view in grid.views] * n_sequences
         axes.set_xticks(range(len(views)), views, rotation=90, **small)
     if column_width * n_views >= SMALL_LINE:
-        sequences = [_label(name) for name in grid.sequences]
+        sequences = [label(name) for name in grid.sequences]
         fits = max(map(len, sequences)) * SMALL_LETTER < column_width * n_views
         above = axes.secondary_xaxis("top")
         above.tick_params(length=0)
@@ -110,8 +111,3 @@ def length_histogram(bars: Sequence[dict[str, int]]) -> bytes:
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     return png_of(figure)
-
-
-def _label(name: str) -> str:
-    # fonts know no more than a part of Unicode
-    return printable(name.encode("ascii", "backslashreplace").decode(), 24).replace("…", "...")

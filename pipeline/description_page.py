@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline.description import Grid, printable, sample
+from pipeline.description import Grid, sample
 from pipeline.description_figures import length_histogram, missing_map
 from pipeline.files import write_bytes, write_json
+from pipeline.names import printable
 from pipeline.pages import Picture, drawing, picture, render
 from pipeline.pictures import evenly, strip
 from pipeline.silhouette_store import SilhouetteStore
