@@ -123,7 +123,7 @@ def nearest(
 
 
 def placed(embeddings: Embeddings, device: torch.device) -> Embeddings | Tensor:
-    """Embeddings where distances are computed: on a GPU if they fit, else as they are (and said)."""
+    """Embeddings where distances are computed: on a GPU if they fit; if not, that is said."""
     if device.type == "cpu":
         return embeddings
     free, _ = torch.cuda.mem_get_info(device)
@@ -133,7 +133,9 @@ def placed(embeddings: Embeddings, device: torch.device) -> Embeddings | Tensor:
             f"{device}, which has {free / 2**30:.1f} GiB free: distances are computed on the CPU"
         )
         return embeddings
-    return torch.from_numpy(np.array(embeddings)).to(device)  # a copy, for a memory map is read-only
+    return torch.from_numpy(np.array(embeddings)).to(
+        device
+    )  # a copy, for a memory map is read-only
 
 
 def _pairs(

@@ -168,14 +168,20 @@ def _equal_error_rate(far: Values) -> float:
     n = len(far)
     accepted = np.repeat(np.arange(n + 1), 2)[1:-1]  # before and after each: 0, 1, 1, 2, ..., n
     rates = np.repeat(far, 2)
-    counts = Verification(rates, np.append(accepted, n), np.append(rates, 1.0), far[:, None])
+    counts = Verification(
+        thresholds=np.append(rates, 1.0).astype(np.float32),
+        genuine=np.append(accepted, n),
+        impostors=np.append(rates, 1.0),
+        genuine_distances=np.empty((0, 0), np.float32),
+    )
     return equal_error_rate(counts) / 100
 
 
 def _open_set(rows: pd.DataFrame) -> _Found:
     """FNIR at an FPIR of 1 %; each draw has a limit of its own."""
     right, wrong = (
-        rows[name].fillna(np.inf).to_numpy(np.float32) for name in ("right_distance", "wrong_distance")
+        rows[name].fillna(np.inf).to_numpy(np.float32)
+        for name in ("right_distance", "wrong_distance")
     )
     draws = open_set_draws(right, wrong, rows["subject"].to_numpy(str), FPIR) / 100
     return {"fnir_fpir_1e-2": (open_set(right, wrong, FPIR).miss_rate / 100, draws)}
@@ -197,7 +203,8 @@ def _within(ranks: npt.NDArray[np.int64], k: int) -> npt.NDArray[np.bool_]:
 
 
 def _own_view(rows: pd.DataFrame, views: list[str]) -> npt.NDArray[np.bool_]:
-    return rows["view"].to_numpy(str)[:, None] == np.array(views)  # [p, V]
+    own: npt.NDArray[np.bool_] = rows["view"].to_numpy(str)[:, None] == np.array(views)
+    return own  # [p, V]
 
 
 def _padded(lists: Iterable[Any]) -> Values:

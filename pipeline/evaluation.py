@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -11,12 +12,13 @@ from torch import Tensor
 from gaitgl import retrieval
 from gaitgl.distances import Distance
 from gaitgl.verification import error_curve
-from pipeline.distance_pass import Compared, Method, compare
+from pipeline.distance_pass import Compared, Method, compare, nearest
 from pipeline.embedding_file import Embeddings
 from pipeline.errors import PipelineError
 from pipeline.estimates import Estimate, cmc, figures, rank1_by_view
 from pipeline.probe_table import PROBES, Probes
 from pipeline.protocols import Protocol, named
+from pipeline.submission import gallery_subjects, probe_videos, submission
 from pipeline.tables import KEY
 
 Table = npt.NDArray[np.float64]
@@ -92,19 +94,16 @@ class Evaluation:
     to be guessed."""
 
 
-
-
 def evaluate(
     keys: pd.DataFrame,
     embeddings: Embeddings | Tensor,
     protocols: Iterable[Protocol],
     method: Method,
     cmc_ranks: int,
-) -> tuple[list[ProtocolResult], list[str]]:
+) -> Evaluation:
     """Apply labelled protocols to embeddings [n, c, strips] with their KEY.
 
-    Returns the results, and sentences on protocols that could not be applied. PipelineError where
-    none could.
+    A protocol that cannot be applied is told in the notes; PipelineError where none can.
     """
     passes: dict[object, Compared] = {}
     results, notes = [], []
@@ -131,19 +130,39 @@ def evaluate(
         results.append(_result(own_keys, protocol, by_condition, cmc_ranks, left_out))
     if not results:
         raise PipelineError("\n".join(["nothing can be evaluated:", *notes]))
-    return results, notes
+    return Evaluation(results, None, notes)
+
+
+def compete(
+    keys: pd.DataFrame,
+    embeddings: Embeddings | Tensor,
+    protocol: Protocol,
+    method: Method,
+    catalogue: Path,
+    unknown_above: float,
+) -> Evaluation:
+    """The submission of a protocol whose probes have no labels: see
+    ``pipeline.submission.submission``."""
+    keys, embeddings = compared_rows(keys, embeddings, protocol)
+    made = submission(
+        nearest(keys, embeddings, protocol, method),
+        probe_videos(catalogue, protocol),
+        gallery_subjects(catalogue, protocol),
+        unknown_above,
+    )
+    return Evaluation([], made.table, made.notes)
 
 
 def rank1_by_condition(
     keys: pd.DataFrame, embeddings: Embeddings, protocol: Protocol, distance: Distance
 ) -> dict[str, float]:
     """Rank-1 in % of each condition by a protocol of view pairs: the headline, without all else."""
-    keys, embeddings = compared_rows(keys, embeddings, protocol)
+    keys, rows = compared_rows(keys, embeddings, protocol)
     method = Method(distance, shown=False)
     found = {}
     for condition, names in protocol.probes.items():
         if named(names, keys["sequence"]):
-            first = compare(keys, embeddings, protocol, condition, method).first
+            first = compare(keys, rows, protocol, condition, method).first
             table = retrieval.rank_table(first, (1,))
             found[condition] = float(retrieval.mean_without_diagonal(table)[0])
     return found
@@ -279,24 +298,24 @@ def _confusions(
     """
     found = []
     for condition, compared in by_condition.items():
-        nearest = compared.first if protocol.gallery_views == "each" else compared.cross
-        shape = (len(nearest.probes), -1)
+        found_in = compared.first if protocol.gallery_views == "each" else compared.cross
+        shape = (len(found_in.probes), -1)
         right, wrong = (
-            d.reshape(shape) for d in (nearest.right_distances, nearest.wrong_distances)
+            d.reshape(shape) for d in (found_in.right_distances, found_in.wrong_distances)
         )
         right_rows, wrong_rows = (
-            r.reshape(shape) for r in (nearest.right_rows, nearest.wrong_rows)
+            r.reshape(shape) for r in (found_in.right_rows, found_in.wrong_rows)
         )
         nearer = np.where(np.isfinite(right) & np.isfinite(wrong), right - wrong, -np.inf)  # [p, g]
-        if protocol.gallery_views == "each" and len(nearest.views) > 1:
-            nearer[nearest.probe_views[:, None] == nearest.views] = -np.inf
+        if protocol.gallery_views == "each" and len(found_in.views) > 1:
+            nearer[found_in.probe_views[:, None] == found_in.views] = -np.inf
         worst = nearer.argmax(axis=1)  # [p]
         at = np.arange(len(worst)), worst
         order = np.argsort(-nearer[at], kind="stable")[:CONFUSIONS]
         order = order[nearer[at][order] > 0]
         table = pd.DataFrame({"condition": condition, "nearer": nearer[at][order]})
         for part, rows in (
-            ("probe", nearest.probes),
+            ("probe", found_in.probes),
             ("wrong", wrong_rows[at]),
             ("right", right_rows[at]),
         ):

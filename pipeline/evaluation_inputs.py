@@ -87,6 +87,22 @@ def check_inputs(
         )
 
 
+def refused_words(sequences: pd.DataFrame, keys: pd.DataFrame, protocol: Protocol) -> list[str]:
+    """A sentence on sequences of the catalogue that a protocol compares, but that were refused on
+    the way to their embedding; none if there are none."""
+    known = _test_keys(sequences).to_frame(index=False)
+    known = known[protocol.compares(known["sequence"], known["view"])]
+    embedded = pd.MultiIndex.from_frame(keys[KEY])
+    refused = known[~pd.MultiIndex.from_frame(known).isin(embedded)]
+    if refused.empty:
+        return []
+    in_gallery = refused["sequence"].isin(named(protocol.gallery, refused["sequence"]))
+    return [
+        f"{int((~in_gallery).sum())} probe and {int(in_gallery.sum())} gallery sequences of the "
+        f"release's {len(known)} were refused by normalize: no figure counts them."
+    ]
+
+
 def _problems(protocol: Protocol, keys: pd.DataFrame) -> list[str]:
     """What keeps a protocol from being applied to rows with these keys."""
     problems = []

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from pipeline.estimates import Estimate
 from pipeline.evaluation import Evaluation, ProtocolResult, rank1_table
 from pipeline.figures import cmc_curve, heat_map, p_curve
 from pipeline.files import new_folder, write_bytes, write_json
@@ -47,7 +48,9 @@ def write_report(
         {
             **metrics,
             "notes": evaluation.notes,
-            "protocols": {protocol.name: _described(protocol, evaluation) for protocol in protocols},
+            "protocols": {
+                protocol.name: _described(protocol, evaluation) for protocol in protocols
+            },
         },
     )
     print(result_text(folder))
@@ -107,7 +110,7 @@ def _write_tables(folder: Path, evaluation: Evaluation) -> None:
     for name, digits in (("cmc", 2), ("det", 6), ("confusions", 6)):
         together = pd.concat([_labelled(result, getattr(result, name)) for result in results])
         _write_csv(folder / f"{name}.csv", together.round(digits))
-    write_probes(folder / "probes.parquet", results)
+    write_probes(folder / "probes.parquet", [result.probes for result in results])
 
 
 def _write_figures(
@@ -186,15 +189,15 @@ def _metrics(evaluation: Evaluation, histories: dict[str, pd.DataFrame]) -> dict
         metrics |= {result.protocol.name: figures} if metrics else figures
     if evaluation.submission is not None:
         how = evaluation.submission["how"].value_counts()
-        counts = {name.replace(" ", "_"): int(count) for name, count in how.items()}
+        counts = {str(name).replace(" ", "_"): int(count) for name, count in how.items()}
         metrics["submission"] = {"probes": len(evaluation.submission), **counts}
     final_p = {stage: float(h["p"].iloc[-1]) for stage, h in histories.items() if len(h)}
     return {**metrics, "p": {k: round(p, 6) for k, p in final_p.items() if not math.isnan(p)}}
 
 
-def _numbers(estimates: dict[str, Any]) -> dict[str, float]:
+def _numbers(estimates: dict[str, Estimate]) -> dict[str, float]:
     """Flat names; what cannot be computed has no figure, and JSON no NaN."""
-    numbers = {}
+    numbers: dict[str, float] = {}
     for name, estimate in estimates.items():
         numbers |= {
             name: estimate.value,
