@@ -43,6 +43,9 @@ class Protocol:
     """``each``: every view is a gallery of its own, and figures are means over pairs of different
     views. ``all``: all views are one gallery, less the probe's own subject at the probe's view."""
 
+    views: tuple[str, ...] = ()
+    """Views that are known to be compared; any other is an error. Empty: the data may have any."""
+
     excluded_views: tuple[str, ...] = ()
 
     excluded_words: str = ""
@@ -63,6 +66,13 @@ class Protocol:
         names = named([*self.gallery, *self.all_probes], sequences)
         return (sequences.isin(names) & ~views.isin(self.excluded_views)).to_numpy()
 
+    def unknown_views(self, keys: pd.DataFrame) -> pd.DataFrame:
+        """Rows (sequence, view) that it compares at views that it does not know."""
+        if not self.views:
+            return keys.head(0)
+        compared = keys[self.compares(keys["sequence"], keys["view"])]
+        return compared[~compared["view"].isin(self.views)]
+
     def rules(self) -> list[str]:
         """What is compared, what is excluded and what counts as a miss, in sentences."""
         compared = f"probes ({self.probe_words}) against the gallery ({self.gallery_words})"
@@ -72,7 +82,7 @@ class Protocol:
             ]
         if self.gallery_views == "each":
             rules = [
-                f"Each view is a gallery of its own: {compared}; figures are means over view pairs.",
+                f"Each view is a gallery: {compared}; figures are means over view pairs.",
                 "Pairs of identical views are excluded, except from the figures that say so.",
             ]
         else:
@@ -106,6 +116,7 @@ def in_view_pairs_and_all_views(
     probes: Mapping[str, tuple[str, ...]],
     gallery_words: str,
     probe_words: str,
+    views: tuple[str, ...] = (),
     excluded_views: tuple[str, ...] = (),
     excluded_words: str = "",
 ) -> tuple[Protocol, Protocol]:
@@ -117,6 +128,7 @@ def in_view_pairs_and_all_views(
         probes,
         gallery_words,
         probe_words,
+        views=views,
         excluded_views=excluded_views,
         excluded_words=excluded_words,
     )

@@ -27,6 +27,7 @@ class CasiaB(Layout):
         },
         gallery_words="nm-01 to nm-04",
         probe_words="nm-05, nm-06; bg-01, bg-02; cl-01, cl-02",
+        views=tuple(f"{angle:03}" for angle in range(0, 181, 18)),
     )
     expected: Mapping[str, int] = {
         "subjects": 124,

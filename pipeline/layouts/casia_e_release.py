@@ -48,6 +48,7 @@ class CasiaERelease(Layout):
             },
             gallery_words="{H,L}-scene1-nm-{1,2}",
             probe_words="{H,L}-{scene2,scene3,scene3_s}-{nm,bg,cl}-{1,2}",
+            views=tuple(f"{angle:03}" for angle in range(0, 181, 15)),
             excluded_views=("270",),
             excluded_words="scene1 with bag or coat, walks past the second",
         )

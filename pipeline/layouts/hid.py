@@ -43,5 +43,12 @@ class Hid(Layout):
         part = match["part"].removeprefix("test_")
         return match["subject"], f"{part}-{match['hash']}", VIEW
 
+    @classmethod
+    def key_of_folder(cls, folder: str) -> Key | None:
+        """As for every layout; also whose folder lies above, for a probe needs its row in the
+        submission even if all its frames lie too deep."""
+        probe = re.search(r"(?:^|/)test_probe/(?P<video>[^/]+)(?:/|$)", folder)
+        return (probe["video"], "probe", VIEW) if probe else super().key_of_folder(folder)
+
     def split(self, subject: str, sequence: str) -> str:
         return "train" if sequence.startswith("train-") else "test"

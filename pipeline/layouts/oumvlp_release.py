@@ -22,6 +22,7 @@ class OumvlpRelease(Layout):
         probes={"all": ("00",)},
         gallery_words="sequence 01",
         probe_words="sequence 00",
+        views=tuple(f"{angle:03}" for angle in (*range(0, 91, 15), *range(180, 271, 15))),
     )
     expected: Mapping[str, int] = {
         "subjects": 10_307,
