@@ -1,4 +1,4 @@
-"""The report of an evaluation: metrics.json, tables, figures, the submission, and text to print."""
+"""The report of an evaluation in numbers: metrics.json, tables, the submission, text to print."""
 
 import json
 import math
@@ -9,7 +9,6 @@ import pandas as pd
 
 from pipeline.estimates import Estimate
 from pipeline.evaluation import Evaluation, ProtocolResult, rank1_table
-from pipeline.figures import cmc_curve, heat_map, p_curve
 from pipeline.files import new_folder, write_bytes, write_json
 from pipeline.probe_table import write_probes
 from pipeline.protocols import Protocol
@@ -30,7 +29,7 @@ def write_report(
     histories: dict[str, pd.DataFrame],
     submission_columns: str,
 ) -> dict[str, float]:
-    """Write ``metrics.json``, ``tables/`` and ``figures/`` below ``folder`` and print the result.
+    """Write ``metrics.json`` and ``tables/`` below ``folder`` and print the result.
 
     ``histories`` are the history.csv of the training stages behind the embeddings,
     ``submission_columns`` the first line of submission.csv. Returns the figures of metrics.json
@@ -40,8 +39,6 @@ def write_report(
         _write_tables(tables, evaluation)
         if evaluation.submission is not None:
             write_submission(tables / "submission.csv", evaluation.submission, submission_columns)
-    with new_folder(folder / "figures") as figures:
-        _write_figures(figures, evaluation, histories)
     metrics = _metrics(evaluation, histories)
     write_json(
         folder / "metrics.json",
@@ -58,7 +55,7 @@ def write_report(
 
 
 def result_text(folder: Path) -> str:
-    """The result tables of a written report, and where its pictures are."""
+    """The result tables of a written report, and where to read on."""
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     lines = [""]
     path = folder / "tables" / "summary.csv"
@@ -91,7 +88,7 @@ def result_text(folder: Path) -> str:
         [
             *lines,
             f"final p: {finals or 'none (max + mean pooling)'}",
-            f"tables and pictures: {folder / 'tables'}, {folder / 'figures'}",
+            f"tables and pictures: {folder / 'index.html'}, {folder / 'tables'}",
         ]
     )
 
@@ -103,7 +100,7 @@ def _write_tables(folder: Path, evaluation: Evaluation) -> None:
     for result in results:
         for condition, rank1 in result.rank1.items():
             table = rank1_table(rank1, result.views)
-            name = f"{_prefix(result, results)}rank1_{condition.lower()}"
+            name = f"{prefix(result, results)}rank1_{condition.lower()}"
             _write_csv(folder / f"{name}.csv", table.reset_index())
     _write_csv(folder / "summary.csv", pd.concat([_summary(result) for result in results]))
     _write_csv(folder / "estimates.csv", pd.concat([_estimates(result) for result in results]))
@@ -113,25 +110,7 @@ def _write_tables(folder: Path, evaluation: Evaluation) -> None:
     write_probes(folder / "probes.parquet", [result.probes for result in results])
 
 
-def _write_figures(
-    folder: Path, evaluation: Evaluation, histories: dict[str, pd.DataFrame]
-) -> None:
-    for result in evaluation.results:
-        prefix, title = _prefix(result, evaluation.results), result.protocol.title
-        for condition, rank1 in result.rank1.items():
-            if rank1.ndim == 2:
-                name = "" if len(result.rank1) == 1 else f" {condition}"
-                heat_map(
-                    folder / f"{prefix}rank1_{condition.lower()}.png",
-                    rank1,
-                    result.views,
-                    f"{title}{name}: rank-1 by view",
-                )
-        cmc_curve(folder / f"{prefix}cmc.png", result.cmc, f"{title}: {result.protocol.name}")
-    p_curve(folder / "p.png", histories)
-
-
-def _prefix(result: ProtocolResult, results: list[ProtocolResult]) -> str:
+def prefix(result: ProtocolResult, results: list[ProtocolResult]) -> str:
     """What begins the names of a protocol's files; nothing for the first one."""
     return "" if result is results[0] else f"{result.protocol.name}_"
 

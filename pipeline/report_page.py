@@ -1,8 +1,11 @@
-"""The report of an evaluation as one page that needs no network and no scripts."""
+"""The report of an evaluation in pictures: figures as PNG, and one page with all of it, which needs
+no network and no scripts."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +15,14 @@ from gaitgl.retrieval import mean_per_probe_view
 from pipeline import figures
 from pipeline.embedding_map import EmbeddingMap
 from pipeline.errors import PipelineError
-from pipeline.evaluation import Estimate, Evaluation, ProtocolResult
+from pipeline.estimates import Estimate
+from pipeline.evaluation import Evaluation, ProtocolResult
+from pipeline.files import new_folder, write_bytes
 from pipeline.names import printable
 from pipeline.pages import Picture, drawing, picture, render
 from pipeline.pictures import evenly, strip
+from pipeline.protocols import Protocol
+from pipeline.report import prefix
 from pipeline.silhouette_store import SilhouetteStore
 from pipeline.tables import KEY
 from pipeline.training_record import TrainingRecord
@@ -60,19 +67,46 @@ class Confusion:
     """What it is, key and distance, silhouettes: the probe, the wrong entry, any right one."""
 
 
+def write_page(
+    folder: Path,
+    dataset: str,
+    evaluation: Evaluation,
+    protocols: Sequence[Protocol],
+    records: Sequence[TrainingRecord],
+    embeddings: EmbeddingMap,
+    store: SilhouetteStore,
+    settings: Mapping[str, Any],
+    commit: str,
+) -> None:
+    """Write ``figures/*.png`` and ``index.html`` below ``folder``; same arguments, same bytes.
+
+    ``protocols``: those of ``evaluation``, the headline first; ``settings``: leaves of the section
+    evaluate; ``commit``: of the code. Of ``store`` only the sequences of confusions are read.
+    """
+    drawn = report_figures(evaluation.results, records, embeddings)
+    worst = confusions(evaluation.results[0], store) if evaluation.results else []
+    text = page(dataset, evaluation, protocols, records, drawn, worst, embeddings, settings, commit)
+    with new_folder(folder / "figures") as beside:
+        for name, shown in drawn.items():
+            (beside / f"{name}.png").write_bytes(shown.png)
+    write_bytes(folder / "index.html", text.encode())
+
+
 def report_figures(
-    results: Sequence[ProtocolResult],
+    results: list[ProtocolResult],
     records: Sequence[TrainingRecord],
     embeddings: EmbeddingMap,
 ) -> dict[str, Picture]:
     """The figures of a report under their file names, less ``.png``, with what they show in words.
 
-    ``<protocol>_rank1_<condition>``, ``<protocol>_cmc``, ``<protocol>_det``; ``loss_<stage>``,
-    ``p_<stage>``; ``embeddings``. One that there is nothing to draw for is left out.
+    ``rank1_<condition>``, ``cmc`` and ``det``, which begin with ``<protocol>_`` unless it is the
+    first; ``loss_<stage>`` and ``p_<stage>``; ``embeddings``. One that there is nothing to draw for
+    is left out.
     """
     drawn: dict[str, Picture] = {}
     for result in results:
-        drawn |= {f"{result.protocol.name}_{n}": shown for n, shown in _of_result(result).items()}
+        begin = prefix(result, results)
+        drawn |= {f"{begin}{name}": shown for name, shown in _of_result(result).items()}
     for record in records:
         stage, history = record.stage, record.history
         if len(history):
@@ -173,42 +207,42 @@ def confusions(result: ProtocolResult, store: SilhouetteStore) -> list[Confusion
 
 
 def page(
+    dataset: str,
     evaluation: Evaluation,
+    protocols: Sequence[Protocol],
     records: Sequence[TrainingRecord],
     drawn: Mapping[str, Picture],
     worst: Sequence[Confusion],
     embeddings: EmbeddingMap,
     settings: Mapping[str, Any],
-    fingerprints: Mapping[str, str],
-    dataset: str,
+    commit: str,
 ) -> str:
-    """The page's HTML.
-
-    ``records``: the trainings in their order; ``drawn`` and ``worst``: what ``report_figures`` and
-    ``confusions`` make; ``settings``: the section evaluate; ``fingerprints``: further ones than the
-    records hold, under what they are of.
-    """
+    """The page's HTML; ``drawn`` and ``worst``: what ``report_figures`` and ``confusions`` make."""
     return render(
         TEMPLATE,
-        title=evaluation.results[0].protocol.title if evaluation.results else DATASETS[dataset],
+        title=protocols[0].title,
         evaluation=evaluation,
-        results=[_Shown(result) for result in evaluation.results],
+        rules=protocols[0].rules(),
+        results=[_Shown(result, evaluation.results) for result in evaluation.results],
         records=records,
         datasets=DATASETS,
         drawn=drawn,
         worst=worst,
         embeddings=embeddings,
         distance=DISTANCES[settings["distance"]],
+        reranked=settings["reranking.method"] != "none",
         settings=_settings(records, settings),
-        fingerprints=_fingerprints(records, fingerprints),
+        fingerprints=_fingerprints(records, commit),
+        dataset=dataset,
     )
 
 
 class _Shown:
     """A result as the page's tables want it."""
 
-    def __init__(self, result: ProtocolResult) -> None:
+    def __init__(self, result: ProtocolResult, results: list[ProtocolResult]) -> None:
         self.result = result
+        self.prefix = prefix(result, results)
         self.protocol = result.protocol
         self.heading = GALLERIES[result.protocol.gallery_views]
         self.conditions = list(result.estimates)
@@ -337,17 +371,14 @@ def _settings(
 
 
 def _value(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_value, value)) or "none"
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+    """As params.yaml has it."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
-def _fingerprints(
-    records: Sequence[TrainingRecord], others: Mapping[str, str]
-) -> list[tuple[str, str]]:
+def _fingerprints(records: Sequence[TrainingRecord], commit: str) -> list[tuple[str, str]]:
     """What of, and digest."""
     rows = {}
     for record in records:
         rows[f"silhouettes of {DATASETS[record.dataset]}"] = record.silhouettes
         rows[f"checkpoint of {record.stage}"] = record.checkpoint
-    return [*rows.items(), *others.items()]
+    return [*rows.items(), ("commit of the code", commit)]

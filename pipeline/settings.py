@@ -286,7 +286,7 @@ class Settings(Section):
 
     def flat(self) -> dict[str, str | int | float]:
         """Every leaf under its full key, lists as text: what a run of MLflow shows."""
-        return _flatten(self.model_dump())
+        return flatten(self.model_dump())
 
 
 class _Loader(yaml.SafeLoader):
@@ -402,12 +402,13 @@ def _training_problems(name: str, training: Training) -> list[str]:
     return problems
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str | int | float]:
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str | int | float]:
+    """Every leaf under its full key, lists as text."""
     flat: dict[str, str | int | float] = {}
     for name, value in tree.items():
         key = f"{prefix}{name}"
         if isinstance(value, dict):
-            flat |= _flatten(value, f"{key}.")
+            flat |= flatten(value, f"{key}.")
         else:
             flat[key] = str(value) if isinstance(value, list) else value
     return flat

@@ -1,6 +1,7 @@
 """What a report says of the trainings behind its figures: read from the checkpoints themselves."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -55,12 +56,24 @@ class TrainingRecord:
         return None if math.isnan(last) else float(last)
 
 
-def read_training_record(models: Path, data: Path, stage: str) -> TrainingRecord:
-    """The record of ``models/<stage>``; ``data`` has a folder for each dataset.
+def training_records(models: Path, data: Path, made_by: Mapping[str, str]) -> list[TrainingRecord]:
+    """The trainings behind an embeddings file, in their order.
 
-    PipelineError where a file is missing or of another kind, or the silhouettes are not those that
-    the checkpoint was trained on: they could not be counted.
+    ``models`` has a folder for each stage, ``data`` one for each dataset; ``made_by``: what the
+    embeddings file says of itself. PipelineError where a file is missing, or they do not belong
+    together.
     """
+    records = [_read(models, data, stage) for stage in made_by["trained_by"].split(",")]
+    last = records[-1]
+    if last.checkpoint != made_by["checkpoint"]:
+        raise PipelineError(
+            f"the embeddings were made with another checkpoint than that of {models / last.stage}: "
+            "`dvc repro` makes them anew"
+        )
+    return records
+
+
+def _read(models: Path, data: Path, stage: str) -> TrainingRecord:
     path = models / stage / "checkpoint.safetensors"
     config, weights, info = read_checkpoint(path)
     index_file = data / info["dataset"] / "silhouettes" / "index.parquet"

@@ -1,28 +1,29 @@
 """Stage evaluate: what the protocols of a dataset say about its test subjects' embeddings.
 
-Tables, curves and figures; for a competition, whose probes have no labels, submission.csv.
+Numbers, figures and a page; for a competition, whose probes have no labels, submission.csv.
 python -m stages.evaluate oumvlp|casia_e
 """
 
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
-
 from pipeline.arguments import dataset_argument
 from pipeline.catalogue import read_sequences
 from pipeline.devices import choose_device
 from pipeline.distance_pass import Method, Reranking, placed
 from pipeline.embedding_file import read_embeddings
+from pipeline.embedding_map import embedding_map
 from pipeline.errors import run_stage
 from pipeline.evaluation import compete, evaluate
 from pipeline.evaluation_inputs import check_inputs, chosen, refused_words
 from pipeline.protocols import read_protocols
 from pipeline.report import write_report
-from pipeline.settings import Settings
+from pipeline.report_page import write_page
+from pipeline.settings import Settings, flatten
 from pipeline.silhouette_store import SilhouetteStore
 from pipeline.tables import KEY
-from pipeline.tracking import TrackedRun
+from pipeline.tracking import TrackedRun, code_commit
+from pipeline.training_record import training_records
 
 
 def main() -> None:
@@ -33,8 +34,9 @@ def main() -> None:
     protocols = chosen(offered, settings.evaluate.protocols[dataset], dataset)
     keys, embeddings, made_by = read_embeddings(Path("embeddings", f"{dataset}.arrow"))
     sequences = read_sequences(catalogue, [*KEY, "split"])
-    kept = SilhouetteStore(Path("data", dataset, "silhouettes")).index
-    check_inputs(dataset, keys, embeddings, sequences, kept, protocols)
+    store = SilhouetteStore(Path("data", dataset, "silhouettes"))
+    check_inputs(dataset, keys, embeddings, sequences, store.index, protocols)
+    records = training_records(Path("models"), Path("data"), made_by)
 
     reranking = settings.evaluate.reranking
     numbers = Reranking(reranking.k1, reranking.k2, reranking.original_share)
@@ -52,18 +54,26 @@ def main() -> None:
     refused = refused_words(sequences, keys, protocols[0])
     evaluation = replace(evaluation, notes=[*evaluation.notes, *refused])
 
-    histories = {
-        stage: pd.read_csv(Path("models", stage, "history.csv"))
-        for stage in made_by["trained_by"].split(",")
-    }
     folder = Path("reports", dataset)
     upstream = {made_by["stage"]: made_by["checkpoint"]}
     with TrackedRun(
         "evaluate", dataset, settings.runtime.experiment, settings.flat(), upstream
     ) as run:
+        write_page(
+            folder,
+            dataset,
+            evaluation,
+            protocols,
+            records,
+            embedding_map(keys, embeddings, protocols[0]),
+            store,
+            flatten(settings.evaluate.model_dump()),
+            code_commit(),
+        )
+        histories = {record.stage: record.history for record in records}
         metrics = write_report(folder, evaluation, protocols, histories, submission.columns)
         run.log(0, metrics)
-        for part in ("metrics.json", "tables", "figures"):
+        for part in ("index.html", "metrics.json", "tables", "figures"):
             run.artifact(folder / part)
 
 
