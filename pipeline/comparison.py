@@ -122,6 +122,9 @@ def _check(before: Path, after: Path, one: list[Probes], other: list[Probes]) ->
         said = [", ".join(f"{p.name} of {p.title}" for p in report) for report in protocols]
         also = "" if said[0] != said[1] else ", whose gallery, probes or views differ"
         problems.append(f"protocols: {said[0]} in A, {said[1]} in B{also}")
+    views = [[probes.views for probes in report] for report in (one, other)]
+    if views[0] != views[1] and not problems:
+        problems.append(f"views: {views[0]} in A, {views[1]} in B")
     for (name, first), (_, second) in zip(_named(one), _named(other), strict=False):
         gone, new = (sorted(a - b) for a, b in ((first, second), (second, first)))
         for keys, here, there in ((gone, "A", "B"), (new, "B", "A")):

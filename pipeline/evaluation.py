@@ -248,7 +248,8 @@ def _probe_rows(
     rows.insert(1, "condition", condition)
     if protocol.gallery_views == "each":
         ranks = np.where(first.gallery_sizes > 0, first.ranks, -1)  # [p, V]
-        return rows.assign(ranks=list(ranks)).reindex(columns=PROBES.names)
+        rows = rows.assign(ranks=list(ranks), genuine_far=None)
+        return rows.reindex(columns=PROBES.names)
     far = compared.genuine_far()  # [p, R]
     return rows.assign(
         ranks=list(cross.ranks[:, None]),
@@ -306,7 +307,9 @@ def _confusions(
         right_rows, wrong_rows = (
             r.reshape(shape) for r in (found_in.right_rows, found_in.wrong_rows)
         )
-        nearer = np.where(np.isfinite(right) & np.isfinite(wrong), right - wrong, -np.inf)  # [p, g]
+        both = np.isfinite(right) & np.isfinite(wrong)
+        nearer = np.full(right.shape, -np.inf, np.float32)  # [p, g]
+        np.subtract(right, wrong, where=both, out=nearer)
         if protocol.gallery_views == "each" and len(found_in.views) > 1:
             nearer[found_in.probe_views[:, None] == found_in.views] = -np.inf
         worst = nearer.argmax(axis=1)  # [p]

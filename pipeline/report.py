@@ -59,23 +59,20 @@ def result_text(folder: Path) -> str:
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     lines = [""]
     path = folder / "tables" / "summary.csv"
-    summary = pd.read_csv(path) if path.exists() else pd.DataFrame()
-    in_order = list(dict.fromkeys(summary.get("protocol", []))) + list(metrics["protocols"])
-    for name in dict.fromkeys(in_order):
+    summary = pd.read_csv(path, dtype=str) if path.exists() else pd.DataFrame({"protocol": []})
+    # metrics.json has its keys in alphabetical order
+    for name in dict.fromkeys([*summary["protocol"], *metrics["protocols"]]):
         protocol = metrics["protocols"][name]
-        lines.append(f"{protocol['data']}, {name}: " + " ".join(protocol["rules"]))
-        if "subjects" in protocol:
-            lines.append(
+        lines.append(f"{protocol['data']}, {name}: {' '.join(protocol['rules'])}")
+        rows = summary[summary["protocol"] == name].drop(columns="protocol")
+        if len(rows):
+            lines += [
                 f"{protocol['subjects']} unseen subjects, {protocol['views']} views, "
                 f"{protocol['probe_sequences']} probes against {protocol['gallery_sequences']} "
-                "gallery sequences"
-            )
-        lines += protocol["notes"]
-        rows = summary[summary["protocol"] == name] if len(summary) else summary
-        if len(rows):
-            rows = rows.drop(columns="protocol").dropna(axis=1, how="all")
-            lines += [rows.to_string(index=False, na_rep="-")]
-        lines.append("")
+                "gallery sequences; in brackets: 95 % interval over subjects",
+                rows.dropna(axis=1, how="all").to_string(index=False, na_rep="-"),
+            ]
+        lines += [*protocol["notes"], ""]
     if "submission" in metrics:
         lines += [
             f"submission: {metrics['submission']['probes']} probes in "
@@ -116,15 +113,15 @@ def prefix(result: ProtocolResult, results: list[ProtocolResult]) -> str:
 
 
 def _summary(result: ProtocolResult) -> pd.DataFrame:
-    """A row per condition, in % of one digit; the headline with its interval."""
+    """A row per condition for people, in %; the interval of the headline behind it."""
     rows = []
     for condition, estimates in result.estimates.items():
-        row: dict[str, Any] = {"protocol": result.protocol.name, "probes": condition}
-        head = estimates.get(result.headline)
+        row = {"protocol": result.protocol.name, "probes": condition}
         for name, estimate in estimates.items():
-            row[f"{LABELS.get(name, name.replace('_', ' '))} %"] = round(estimate.value, 1)
-            if estimate is head:
-                row["from"], row["to"] = round(estimate.low, 1), round(estimate.high, 1)
+            text = f"{estimate.value:.1f}"
+            if name == result.headline and not math.isnan(estimate.low):
+                text += f" ({estimate.low:.1f} to {estimate.high:.1f})"
+            row[f"{LABELS.get(name, name.replace('_', ' '))} %"] = text
         rows.append(row)
     return pd.DataFrame(rows)
 

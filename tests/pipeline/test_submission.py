@@ -19,6 +19,7 @@ from pipeline.submission import (
     check,
     competition,
     gallery_subjects,
+    main,
     probe_videos,
     problems,
     submission,
@@ -61,7 +62,12 @@ def test_every_probe_folder_is_a_video_with_frames_or_without(catalogue: Path) -
 def test_a_video_is_taken_for_the_nearest_subject() -> None:
     nearest = Nearest(["00002", "00001", "00003"], ["501", "502", "501"], [1.0, 2.0, 3.0])
     made = submission(nearest, VIDEOS, GALLERY, unknown_above=0)
-    assert made.table.to_dict("list") == {"video": VIDEOS, "subject": ["502", "501", "501"]}
+    assert made.table.to_dict("list") == {
+        "video": VIDEOS,
+        "subject": ["502", "501", "501"],
+        "how": ["nearest"] * 3,
+        "distance": [2.0, 1.0, 3.0],
+    }
     assert made.notes == []
 
 
@@ -145,25 +151,33 @@ def test_lines_may_end_as_on_windows() -> None:
     assert problems(content, VIDEOS[:1], GALLERY, COLUMNS[1], unknown=False) == []
 
 
-def test_the_validator_as_a_command(tmp_path: Path, catalogue: Path) -> None:
+def test_the_validator_as_a_command(
+    tmp_path: Path,
+    catalogue: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     path = tmp_path / "mine.csv"
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "pipeline.submission", "check", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+    def run(*options: str) -> None:
+        monkeypatch.setattr(
+            sys, "argv", ["submission", "check", str(path), str(catalogue), *options]
+        )
+        main()
 
-    done = run(str(path), str(catalogue))
-    assert done.returncode == 1
-    assert "error: " in done.stderr
-    assert "mine.csv cannot be read: No such file" in done.stderr
+    with pytest.raises(PipelineError, match=r"mine\.csv cannot be read: No such file"):
+        run()
     lines = [f"{i:05},-1" for i in range(1, 8)]
     path.write_text("\n".join(["videoID,subjectID", *lines]))
-    done = run(str(path), str(catalogue))
+    with pytest.raises(PipelineError, match=r"mine\.csv has 2 problem\(s\):\n  line 1: expected "):
+        run()
+    run("--columns", "videoID,subjectID", "--unknown")
+    assert "in order: 7 probe videos, each with one line" in capsys.readouterr().out
+    command = [sys.executable, "-m", "pipeline.submission", "check", path, catalogue]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "mine.csv has 2 problem(s):\n  line 1: expected videoID,label" in done.stderr
-    done = run(str(path), str(catalogue), "--columns", "videoID,subjectID", "--unknown")
-    assert done.returncode == 0, done.stderr
-    assert "in order: 7 probe videos, each with one line" in done.stdout
+    assert "mine.csv has 2 problem(s)" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_data_with_labels_is_no_competition() -> None:
