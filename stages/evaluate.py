@@ -54,6 +54,13 @@ def main() -> None:
     refused = refused_words(sequences, keys, protocols[0])
     evaluation = replace(evaluation, notes=[*evaluation.notes, *refused])
 
+    shown = {
+        "protocols": [protocol.name for protocol in protocols],
+        "distance": settings.evaluate.distance,
+        **flatten(reranking.model_dump(), "reranking."),
+        "cmc_ranks": settings.evaluate.cmc_ranks,
+        **flatten(submission.model_dump(), "submission."),
+    }
     folder = Path("reports", dataset)
     upstream = {made_by["stage"]: made_by["checkpoint"]}
     with TrackedRun(
@@ -67,7 +74,7 @@ def main() -> None:
             records,
             embedding_map(keys, embeddings, protocols[0]),
             store,
-            flatten(settings.evaluate.model_dump()),
+            shown,
             code_commit(),
         )
         histories = {record.stage: record.history for record in records}
