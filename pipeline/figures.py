@@ -79,7 +79,7 @@ def cmc_curves(curves: pd.DataFrame, title: str) -> bytes:
     axes.set(xlabel="rank", ylabel="identified within rank (%)")
     _title(axes, title)
     axes.set_ylim(top=101)
-    axes.set_xlim(left=1)
+    axes.set_xlim(left=0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _plain(axes)
     _legend(axes, curves["condition"].nunique(), "lower right")

@@ -191,7 +191,7 @@ def test_the_headline_and_every_figure_stand_with_their_intervals(page: str, cas
 
 def test_what_was_trained_on_what_and_with_which_settings(page: str) -> None:
     text = _Outline(page).text
-    assert "GaitGL, trained by pretrain, then finetune" in text
+    assert "trained by pretrain on OUMVLP (3 steps), then finetune on CASIA-E (3 steps);" in text
     assert "data OUMVLP CASIA-E" in text
     assert "weights from random, seed 0 pretrain" in text
     assert "clips seen 96 96" in text
