@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from pipeline.errors import PipelineError
+from pipeline.names import printable
 from pipeline.tables import KEY
 
 COLUMNS = [*KEY, "split", "n_frames"]
@@ -141,24 +142,6 @@ def sample(index: pd.DataFrame, count: int) -> list[int]:
         left = left[left != number]
         chosen.append((splits.index(split[number]), number))
     return [number for _, number in sorted(chosen)]
-
-
-def printable(text: str, limit: int = 200) -> str:
-    """A name out of an archive, fit to be shown.
-
-    What does not print (surrogates of bytes that are no UTF-8, control characters, marks that turn
-    the direction of writing) becomes its escape; of more than ``limit`` characters the middle is
-    left out.
-    """
-    shown = "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in _cut(text, limit)
-    )
-    return _cut(shown, limit)
-
-
-def _cut(text: str, limit: int) -> str:
-    tail = limit // 3
-    return text if len(text) <= limit else f"{text[: limit - tail - 1]}…{text[-tail:]}"
 
 
 def _splits(rows: pd.DataFrame) -> list[str]:

@@ -1,10 +1,8 @@
 """The pictures of the report on a release, as PNG bytes; the same data gives the same bytes."""
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
-import cv2
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +11,9 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from pipeline.description import Grid, printable
-from pipeline.silhouette_store import Silhouettes
-
-DPI = 192
-"""Twice what a page shows, so that pictures stay sharp on paper and on phones."""
+from pipeline.description import Grid
+from pipeline.names import label
+from pipeline.pictures import png_of
 
 NONE_MISSING = "#dfe8e2"
 
@@ -51,7 +47,7 @@ def missing_map(grid: Grid, most_rows: int = 80) -> bytes:
     _name_columns(axes, grid, (width - 1.5) / columns)
     rows = np.unique(np.linspace(0, len(starts) - 1, 7).astype(int))
     axes.set_yticks(
-        rows, [_label(grid.subjects[starts[row]]) for row in rows], fontsize=8, parse_math=False
+        rows, [label(grid.subjects[starts[row]]) for row in rows], fontsize=8, parse_math=False
     )
     each = round(subjects / len(starts))
     axes.set_ylabel("subject" if each == 1 else f"subjects, about {each} a row")
@@ -59,7 +55,7 @@ def missing_map(grid: Grid, most_rows: int = 80) -> bytes:
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     bar.ax.minorticks_off()
     bar.set_label("missing (grey: none)")
-    return _png(figure)
+    return png_of(figure)
 
 
 def _name_columns(axes: Axes, grid: Grid, column_width: float) -> None:
@@ -72,10 +68,10 @@ def _name_columns(axes: Axes, grid: Grid, column_width: float) -> None:
     small: dict[str, Any] = {"fontsize": 7, "parse_math": False}
     axes.set_xticks([])
     if column_width >= SMALL_LINE:
-        views = [_label(view) for view in grid.views] * n_sequences
+        views = [label(view) for view in grid.views] * n_sequences
         axes.set_xticks(range(len(views)), views, rotation=90, **small)
     if column_width * n_views >= SMALL_LINE:
-        sequences = [_label(name) for name in grid.sequences]
+        sequences = [label(name) for name in grid.sequences]
         fits = max(map(len, sequences)) * SMALL_LETTER < column_width * n_views
         above = axes.secondary_xaxis("top")
         above.tick_params(length=0)
@@ -114,24 +110,4 @@ def length_histogram(bars: Sequence[dict[str, int]]) -> bytes:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
-    return _png(figure)
-
-
-def strip(silhouettes: Silhouettes, gap: int = 2) -> bytes:
-    """Frames ``uint8 [t, h, w]`` side by side, ``gap`` grey pixels between them."""
-    between = np.full((len(silhouettes), silhouettes.shape[1], gap), 128, np.uint8)
-    joined = np.concatenate([silhouettes, between], axis=2)  # [t, h, w + gap]
-    row = joined.transpose(1, 0, 2).reshape(silhouettes.shape[1], -1)[:, :-gap]
-    return cv2.imencode(".png", row)[1].tobytes()
-
-
-def _label(name: str) -> str:
-    # fonts know no more than a part of Unicode
-    return printable(name.encode("ascii", "backslashreplace").decode(), 24).replace("…", "...")
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    # without matplotlib's version in the file, bytes depend on the data alone
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    return buffer.getvalue()
+    return png_of(figure)

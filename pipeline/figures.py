@@ -1,65 +1,239 @@
-"""The pictures of a report, as PNG files; the same data gives the same bytes."""
+"""The figures of a report, as PNG bytes; the same data gives the same bytes."""
 
-from pathlib import Path
+from collections.abc import Sequence
+from itertools import cycle
+from statistics import NormalDist
+from typing import Literal
 
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+
+from pipeline.names import label
+from pipeline.pictures import png_of
 
 Table = npt.NDArray[np.float64]
 
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6d31")
+"""Told apart by colour-blind readers too (Okabe and Ito), and in grey by the lines' styles."""
 
-def heat_map(path: Path, table: Table, views: list[str], title: str) -> None:
+LINES = ("-", "--", "-.", ":")
+MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
+
+NUMBERED_VIEWS = 26
+"""Up to so many views, each cell of a heat map holds its number."""
+
+PLOT = (4.8, 3.6)
+"""Width and height of a plot in inches: small enough to be read on a phone."""
+
+DET_TICKS = (0.01, 0.1, 0.5, 1, 2, 5, 10, 20, 40, 60, 80, 95, 99)
+
+
+def heat_map(table: Table, views: Sequence[str], title: str) -> bytes:
     """Rank-1 in % for each pair of views; rows are probe views, columns gallery views."""
-    size = 2.2 + 0.55 * len(views)
-    figure, axes = plt.subplots(figsize=(size + 0.8, size), layout="constrained")
+    n = len(views)
+    cell = 0.42 if n <= 16 else 7 / n
+    names = 0.08 * max(len(label(view)) for view in views)
+    size = float(np.clip(cell * n, 1.6, 10)) + 0.7 + names
+    figure = Figure(figsize=(size + 1, size), layout="constrained")
+    axes = figure.subplots()
     image = axes.imshow(table, vmin=0, vmax=100, cmap="viridis")
-    axes.set_xticks(range(len(views)), views, rotation=45)
-    axes.set_yticks(range(len(views)), views)
-    axes.set(xlabel="gallery view (degrees)", ylabel="probe view (degrees)", title=title)
-    for row, column in np.ndindex(table.shape):
-        value = table[row, column]
-        text = "–" if np.isnan(value) else f"{value:.0f}"
-        colour = "white" if not value >= 60 else "black"
-        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=9)
+    drawn = [label(view) for view in views]
+    step = max(1, n // 40)
+    small = 9 if n <= 16 else 7
+    axes.set_xticks(range(0, n, step), drawn[::step], rotation=90, fontsize=small, parse_math=False)
+    axes.set_yticks(range(0, n, step), drawn[::step], fontsize=small, parse_math=False)
+    axes.set(xlabel="gallery view", ylabel="probe view")
+    _title(axes, title)
+    if n <= NUMBERED_VIEWS:
+        for row, column in np.ndindex(table.shape):
+            value = table[row, column]
+            text = "–" if np.isnan(value) else f"{value:.0f}"
+            colour = "black" if np.isnan(value) or value >= 60 else "white"
+            size_of_text = 9 if n <= 16 else 6
+            axes.text(column, row, text, ha="center", va="center", color=colour, size=size_of_text)
     figure.colorbar(image, ax=axes, label="rank-1 (%)", shrink=0.85)
-    _save(figure, path)
+    return png_of(figure)
 
 
-def cmc_curve(path: Path, curves: pd.DataFrame, title: str) -> None:
+def cmc_curves(curves: pd.DataFrame, title: str) -> bytes:
     """One line per condition; columns: condition, rank, percent."""
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    for condition, rows in curves.groupby("condition", sort=False):
-        axes.plot(rows["rank"], rows["percent"], marker="o", markersize=3, label=str(condition))
-    axes.set(xlabel="rank", ylabel="identified within rank (%)", title=title)
+    figure = Figure(figsize=PLOT, layout="constrained")
+    axes = figure.subplots()
+    for (condition, rows), colour, line in zip(
+        curves.groupby("condition", sort=False), cycle(COLOURS), cycle(LINES)
+    ):
+        axes.plot(
+            rows["rank"],
+            rows["percent"],
+            marker="o",
+            markersize=3,
+            color=colour,
+            linestyle=line,
+            label=label(str(condition)),
+        )
+    axes.set(xlabel="rank", ylabel="identified within rank (%)")
+    _title(axes, title)
     axes.set_ylim(top=101)
-    axes.set_xlim(left=1)
+    axes.set_xlim(left=0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
-    _save(figure, path)
+    _plain(axes)
+    _legend(axes, curves["condition"].nunique(), "lower right")
+    return png_of(figure)
 
 
-def p_curve(path: Path, histories: dict[str, pd.DataFrame]) -> None:
-    """GeM's p against the step, one panel per training stage, in the order given."""
-    figure, panels = plt.subplots(
-        1, len(histories), figsize=(4.2 * len(histories), 3.4), layout="constrained", squeeze=False
+def det_curves(curves: pd.DataFrame, title: str) -> bytes:
+    """One line per condition; columns: condition, far, frr (0 to 1).
+
+    Both axes are stretched so that normally distributed distances give straight lines (Martin et
+    al., "The DET curve in assessment of detection task performance", 1997). They go down to the
+    smallest rate that the data can tell from none, where a rate of none is drawn too.
+    """
+    rates = curves[["far", "frr"]]
+    smallest = rates.where(rates > 0).min().fillna(1).clip(DET_TICKS[0] / 100, 0.05)
+    figure = Figure(figsize=(PLOT[0], 4.5), layout="constrained")
+    axes = figure.subplots()
+    for (condition, rows), colour, line in zip(
+        curves.groupby("condition", sort=False), cycle(COLOURS), cycle(LINES)
+    ):
+        points = rows[["far", "frr"]].clip(smallest, DET_TICKS[-1] / 100, axis=1).map(_PROBIT)
+        axes.plot(
+            points["far"],
+            points["frr"],
+            color=colour,
+            linestyle=line,
+            label=label(str(condition)),
+        )
+    ends = [_PROBIT(DET_TICKS[i] / 100) for i in (0, -1)]
+    axes.plot(ends, ends, color="0.6", linewidth=0.8, zorder=0)
+    axes.annotate(
+        "equal errors",
+        (_PROBIT(0.3), _PROBIT(0.3)),
+        xytext=(4, -10),
+        textcoords="offset points",
+        color="0.45",
+        fontsize=8,
     )
-    for axes, (stage, history) in zip(panels[0], histories.items(), strict=True):
-        axes.plot(history["step"], history["p"])
-        axes.set(xlabel="step", ylabel="p (Eq. 8)", title=f"GeM's p: {stage}")
-        axes.ticklabel_format(axis="y", useOffset=False)
-        axes.grid(alpha=0.3)
-    _save(figure, path)
+    ticks = [_PROBIT(tick / 100) for tick in DET_TICKS]
+    names = [f"{tick:g}" for tick in DET_TICKS]
+    axes.set_xticks(ticks, names, fontsize=8)
+    axes.set_yticks(ticks, names, fontsize=8)
+    axes.set_xlim(_PROBIT(smallest["far"]) - 0.05, _PROBIT(0.6))
+    axes.set_ylim(_PROBIT(smallest["frr"]) - 0.05, _PROBIT(0.6))
+    axes.set(xlabel="falsely accepted impostors (%)", ylabel="falsely rejected (%)")
+    _title(axes, title)
+    _plain(axes)
+    _legend(axes, curves["condition"].nunique(), "upper right")
+    return png_of(figure)
 
 
-def _save(figure: Figure, path: Path) -> None:
-    # without matplotlib's version in the file, bytes depend on the data alone
-    figure.savefig(path, dpi=120, metadata={"Software": None})
-    plt.close(figure)
+_PROBIT = NormalDist().inv_cdf
+
+
+def loss_curve(history: pd.DataFrame, title: str) -> bytes:
+    """Loss and share of active triplets; columns: step, loss, active_share.
+
+    The loss of each step, and over it the mean of the twentieth part of the training around it.
+    """
+    figure = Figure(figsize=PLOT, layout="constrained")
+    axes = figure.subplots()
+    axes.plot(history["step"], history["loss"], color=COLOURS[0], alpha=0.3, linewidth=0.8)
+    smooth = axes.plot(history["step"], _smooth(history["loss"]), color=COLOURS[0], label="loss")
+    axes.set(xlabel="step", ylabel="loss")
+    axes.set_ylim(bottom=0)
+    _title(axes, title)
+    _plain(axes)
+    right = axes.twinx()
+    share = right.plot(
+        history["step"],
+        100 * _smooth(history["active_share"]),
+        color=COLOURS[1],
+        linestyle="--",
+        label="active triplets",
+    )
+    right.set_ylabel("active triplets (%)")
+    right.set_ylim(0, 101)
+    right.spines["top"].set_visible(False)
+    right.legend(handles=[*smooth, *share], loc="upper right", fontsize=8)
+    return png_of(figure)
+
+
+def p_curve(history: pd.DataFrame, title: str) -> bytes:
+    """GeM's p; columns: step, p."""
+    figure = Figure(figsize=PLOT, layout="constrained")
+    axes = figure.subplots()
+    axes.plot(history["step"], history["p"], color=COLOURS[2])
+    axes.set(xlabel="step", ylabel="p (Eq. 8)")
+    axes.ticklabel_format(axis="y", useOffset=False)
+    _title(axes, title)
+    _plain(axes)
+    return png_of(figure)
+
+
+def embedding_map(
+    points: Table,
+    subjects: Sequence[str],
+    roles: Sequence[str],
+    others: Table,
+    axis_names: tuple[str, str],
+) -> bytes:
+    """Points [n, 2] with a colour for each subject and a marker for each role; ``others`` [m, 2]
+    lie behind them in grey."""
+    figure = Figure(figsize=(6.4, 4.6), layout="constrained")
+    axes = figure.subplots()
+    axes.scatter(others[:, 0], others[:, 1], s=5, color="0.85", linewidths=0, zorder=0)
+    colours = dict(zip(dict.fromkeys(subjects), cycle(_SUBJECT_COLOURS), strict=False))
+    markers = dict(zip(dict.fromkeys(roles), cycle(MARKERS), strict=False))
+    for role, marker in markers.items():
+        rows = [i for i, name in enumerate(roles) if name == role]
+        axes.scatter(
+            points[rows, 0],
+            points[rows, 1],
+            s=26,
+            c=[colours[subjects[i]] for i in rows],
+            marker=marker,
+            edgecolors="white",
+            linewidths=0.4,
+        )
+    axes.set(xlabel=axis_names[0], ylabel=axis_names[1])
+    axes.spines[["top", "right"]].set_visible(False)
+    who = [
+        Line2D([], [], linestyle="", marker="o", color=colour, label=f"subject {label(subject)}")
+        for subject, colour in colours.items()
+    ]
+    how = [
+        Line2D([], [], linestyle="", marker=marker, color="0.3", label=label(role))
+        for role, marker in markers.items()
+    ]
+    rest = [Line2D([], [], linestyle="", marker=".", color="0.75", label="other subjects")]
+    handles = [*how, *who, *(rest if len(others) else [])]
+    for text in figure.legend(handles=handles, loc="outside right center", fontsize=8).get_texts():
+        text.set_parse_math(False)
+    return png_of(figure)
+
+
+_SUBJECT_COLOURS = (*COLOURS[:6], "#b22222", "#8c6d31", "#000000", "#7570b3")
+
+
+def _smooth(values: "pd.Series[float]") -> "pd.Series[float]":
+    return values.rolling(max(1, len(values) // 20), center=True, min_periods=1).mean()
+
+
+def _plain(axes: Axes) -> None:
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _title(axes: Axes, title: str) -> None:
+    axes.set_title(title, fontsize=11, parse_math=False)
+
+
+def _legend(axes: Axes, entries: int, place: Literal["lower right", "upper right"]) -> None:
+    """None for a single line, whose name the title says."""
+    if entries > 1:
+        for text in axes.legend(loc=place).get_texts():
+            text.set_parse_math(False)

@@ -438,6 +438,16 @@ def _remember_output(record: Record) -> None:
         write_json(RUN_IDS, {**_run_ids(), digest: run_id})
 
 
+def code_commit() -> str:
+    """The commit at the project's root, and how many files differ from it; dvc.lock, which DVC
+    writes while it runs, does not count."""
+    commit = git("rev-parse", "HEAD")
+    changed = git("status", "--porcelain", "--", ".", ":(exclude)dvc.lock").splitlines()
+    if not commit:
+        return "not known: no git repository"
+    return f"{commit} with {len(changed)} changed file(s)" if changed else commit
+
+
 def git(*arguments: str) -> str:
     """The output of a git command at the project's root; empty where git or its data is not."""
     try:

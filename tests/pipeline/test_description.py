@@ -12,7 +12,6 @@ from pipeline.description import (
     COLUMNS,
     describe,
     grids,
-    printable,
     read_release,
     sample,
 )
@@ -224,18 +223,6 @@ def test_more_frames_come_first() -> None:
     )
     reasons = _described(rows, rows, {"ingest": refusals, "normalize": NONE})["reasons"]
     assert [row["reason"] for row in reasons] == ["many", "few"]
-
-
-def test_names_from_archives_print_and_can_be_encoded() -> None:
-    assert printable("Silhouette_000-00.7z") == "Silhouette_000-00.7z"
-    assert printable("步态 ü <b>") == "步态 ü <b>"
-    assert printable("a\udcffb") == "a\\udcffb"
-    assert printable("a\0b\x1b[31m\n\u202egnp.exe") == "a\\x00b\\x1b[31m\\n\\u202egnp.exe"
-    long = printable("x" * 60_000 + "frame.png")
-    assert len(long) == 200
-    assert long.endswith("frame.png")
-    assert "…" in long
-    assert len(printable("\udcff" * 60_000)) == 200
 
 
 def test_hostile_names_are_escaped_wherever_they_stand() -> None:

@@ -9,7 +9,6 @@ from pipeline.description_figures import (
     binned_shares,
     length_histogram,
     missing_map,
-    strip,
 )
 
 BARS = [{"first": n, "last": n, "sequences": n} for n in range(20, 30)]
@@ -84,10 +83,8 @@ def test_pictures_stay_of_a_size_to_be_read(shape: tuple[int, int, int]) -> None
 
 def test_the_same_data_gives_the_same_bytes() -> None:
     kept = np.random.default_rng(0).random((90, 2, 4)) < 0.9
-    frames = np.random.default_rng(0).integers(0, 256, (5, 64, 44), dtype=np.uint8)
     assert missing_map(_grid(kept)) == missing_map(_grid(kept.copy()))
     assert length_histogram(BARS) == length_histogram(list(BARS))
-    assert strip(frames) == strip(frames.copy())
     for png in (missing_map(_grid(kept)), length_histogram(BARS)):
         assert b"atplotlib" not in png
 
@@ -108,12 +105,3 @@ def test_bars_are_as_high_as_their_counts() -> None:
     low, high = np.unique(heights[heights > 20])[[0, -1]]
     assert high / low == pytest.approx(2, rel=0.03)
     assert (heights == low).sum() == pytest.approx((heights == high).sum(), rel=0.05)
-
-
-def test_a_strip_holds_its_frames_side_by_side() -> None:
-    frames = np.random.default_rng(0).integers(0, 256, (3, 64, 44), dtype=np.uint8)
-    pixels = _pixels(strip(frames, gap=2))[:, :, 0]
-    assert pixels.shape == (64, 3 * 44 + 2 * 2)
-    for i, frame in enumerate(frames):
-        np.testing.assert_array_equal(pixels[:, i * 46 : i * 46 + 44], frame)
-    assert _pixels(strip(frames[:1])).shape[:2] == (64, 44)

@@ -1,43 +1,130 @@
-from pathlib import Path
+from collections.abc import Callable
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
+import pytest
 
-from pipeline.figures import cmc_curve, heat_map, p_curve
+from pipeline.figures import (
+    COLOURS,
+    cmc_curves,
+    det_curves,
+    embedding_map,
+    heat_map,
+    loss_curve,
+    p_curve,
+)
 
 VIEWS = ["000", "090", "180"]
 
+CMC = pd.DataFrame(
+    {
+        "condition": ["NM"] * 5 + ["CL"] * 5,
+        "rank": [*range(1, 6)] * 2,
+        "percent": np.arange(10) * 10.0,
+    }
+)
+DET = pd.DataFrame(
+    {"condition": "all", "far": np.geomspace(1e-4, 1, 9), "frr": np.linspace(0.6, 0, 9)}
+)
+HISTORY = pd.DataFrame(
+    {"step": [1, 2, 3], "loss": [0.3, 0.2, 0.25], "active_share": [1, 0.5, 0.2], "p": [6.5, 6.4, 6]}
+)
+POINTS = np.array([[0, 0], [1, 1], [-1, 2.0]])
 
-def test_figures_are_pictures_and_the_same_bytes_again(tmp_path: Path) -> None:
-    table = np.array([[100, 50.4, np.nan], [0, 60, 70], [1, 2, 3]])
-    curves = pd.DataFrame(
-        {"condition": ["NM"] * 5 + ["CL"] * 5, "rank": [*range(1, 6)] * 2, "percent": range(10)}
+
+def _pixels(png: bytes) -> npt.NDArray[np.uint8]:
+    picture = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
+    assert picture is not None
+    return np.asarray(picture, np.uint8)[:, :, ::-1]  # red first
+
+
+def _where(pixels: npt.NDArray[np.uint8], colour: str) -> tuple[float, float, int]:
+    """Row and column around which a colour lies, and how many pixels have it."""
+    rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    rows, columns = np.nonzero(np.abs(pixels.astype(int) - rgb).max(axis=2) < 8)
+    return (
+        (float(np.median(rows)), float(np.median(columns)), len(rows)) if len(rows) else (0, 0, 0)
     )
-    history = pd.DataFrame({"step": [1, 2, 3], "p": [6.5, 6.501, 6.499]})
-    for name in ("one", "two"):
-        heat_map(tmp_path / f"{name}-map.png", table, VIEWS, "OUMVLP")
-        cmc_curve(tmp_path / f"{name}-cmc.png", curves, "CASIA-E")
-        p_curve(tmp_path / f"{name}-p.png", {"pretrain": history, "finetune": history[:0]})
-    for kind in ("map", "cmc", "p"):
-        content = (tmp_path / f"one-{kind}.png").read_bytes()
-        assert content == (tmp_path / f"two-{kind}.png").read_bytes()
-        picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
-        assert picture is not None
-        assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 2
 
 
-def test_a_heat_map_has_probe_views_down_and_gallery_views_across(tmp_path: Path) -> None:
+DRAWN: dict[str, Callable[[], bytes]] = {
+    "heat map": lambda: heat_map(
+        np.array([[100, 50.4, np.nan], [0, 60, 70], [1, 2, 3]]), VIEWS, "OUMVLP"
+    ),
+    "cmc": lambda: cmc_curves(CMC, "CASIA-E"),
+    "det": lambda: det_curves(DET, "OUMVLP"),
+    "loss": lambda: loss_curve(HISTORY, "pretrain"),
+    "p": lambda: p_curve(HISTORY, "pretrain"),
+    "map": lambda: embedding_map(POINTS, ["a", "a", "b"], ["x", "y", "x"], POINTS, ("1st", "2nd")),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_figures_are_pictures_and_the_same_bytes_again(name: str) -> None:
+    png = DRAWN[name]()
+    assert png == DRAWN[name]()
+    assert len(np.unique(_pixels(png).reshape(-1, 3), axis=0)) > 10
+
+
+def test_a_heat_map_has_probe_views_down_and_gallery_views_across() -> None:
     def brightest(table: list[list[float]]) -> tuple[float, float]:
-        """Row and column, in pixels, around which the colour of 100 % lies."""
-        heat_map(tmp_path / "map.png", np.array(table), VIEWS[:2], "x")
-        picture = cv2.imread(str(tmp_path / "map.png"))
-        assert picture is not None
-        yellow = np.abs(picture.astype(int) - (37, 231, 253)).max(axis=2) < 4  # blue first
-        rows, columns = np.nonzero(yellow)
-        return float(np.median(rows)), float(np.median(columns))
+        """Row and column, in pixels, around which the colour of 100 % lies, colour bar left out."""
+        pixels = _pixels(heat_map(np.array(table, float), VIEWS[:2], "x"))
+        row, column, _ = _where(pixels[:, : pixels.shape[1] * 3 // 4], "#fde725")
+        return row, column
 
     above, right = brightest([[0, 100], [0, 0]])
     below, left = brightest([[0, 0], [100, 0]])
     assert above + 30 < below
     assert left + 30 < right
+
+
+@pytest.mark.parametrize("n", [1, 26, 90])
+def test_a_heat_map_stays_of_a_size_to_be_read(n: int) -> None:
+    table = np.random.default_rng(0).uniform(0, 100, (n, n))
+    png = heat_map(table, [f"camera {i}" for i in range(n)], "own data")
+    height, width = _pixels(png).shape[:2]
+    assert 300 < height <= width <= 2_300
+    assert len(png) < 600_000
+
+
+def test_curves_lie_where_their_values_are() -> None:
+    low, high = CMC.assign(percent=20.0), CMC.assign(percent=90.0)
+    nobody = CMC.assign(percent=0.0, condition="x")  # both axes from 0 to 101
+    rows = [
+        _where(_pixels(cmc_curves(pd.concat([nobody, c]), "")), COLOURS[1])[0] for c in (low, high)
+    ]
+    assert rows[0] > rows[1] + 200
+
+
+def test_a_det_curve_shows_no_rate_as_the_smallest_that_there_is_a_place_for() -> None:
+    perfect = pd.DataFrame({"condition": "all", "far": [0.0, 1.0], "frr": [0.0, 0.0]})
+    pixels = _pixels(det_curves(perfect, ""))
+    row, _, count = _where(pixels, COLOURS[0])
+    assert count > 500
+    assert row > 0.6 * len(pixels)
+
+
+def test_subjects_have_colours_and_the_others_none() -> None:
+    alone = _pixels(embedding_map(POINTS, ["a", "a", "b"], ["x"] * 3, POINTS[:0], ("", "")))
+    among = _pixels(
+        embedding_map(POINTS, ["a", "a", "b"], ["x"] * 3, POINTS[[0] * 5] + 1.5, ("", ""))
+    )
+    for pixels in (alone, among):
+        assert _where(pixels, COLOURS[0])[2] > _where(pixels, COLOURS[1])[2] > 50
+        assert _where(pixels, COLOURS[2])[2] == 0
+    assert _where(among, "#d9d9d9")[2] > _where(alone, "#d9d9d9")[2]
+
+
+@pytest.mark.parametrize("name", ["$\\frac{{${}", "步{}", "\udcff{}", "x" * 500 + "{}"])
+@pytest.mark.filterwarnings("error")
+def test_names_are_drawn_as_they_are_whatever_they_hold(name: str) -> None:
+    names = [name.format(i) for i in range(3)]
+    for png in (
+        heat_map(np.zeros((3, 3)), names, "x"),
+        embedding_map(POINTS, names, ["gallery"] * 3, POINTS, ("", "")),
+    ):
+        height, width = _pixels(png).shape[:2]
+        assert max(height, width) < 1_500

@@ -4,6 +4,7 @@ The tests of this file share one project and run in order: each changes one sett
 one before it left.
 """
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -77,17 +78,31 @@ def test_the_first_run_makes_everything(project: Project) -> None:
     for stage in WALKERS | INGEST | NORMALIZE | DESCRIBE | OUMVLP | CASIA_E:
         assert f"Running stage '{stage}'" in done.stdout
     shutil.copytree(project.folder / "synthetic/release/oumvlp", project.folder.parent / "release")
-    assert "OUMVLP: 3 unseen subjects" in done.stdout
-    assert "CASIA-E: 3 unseen subjects" in done.stdout
-    assert "reports/casia_e/figures" in done.stdout
+    for title in ("OUMVLP", "CASIA-E, release split 500/114/400"):
+        for protocol in ("view_pairs", "all_views"):
+            assert f"\n{title}, {protocol}: " in done.stdout
+    assert "\n3 unseen subjects, 2 views" in done.stdout
+    assert "reports/casia_e/index.html" in done.stdout
     assert re.search(r"frames in \d+ = frames kept \d+ \+ refused \d+", done.stdout)
-    assert set(project.metrics("casia_e")) == {"NM", "BG", "CL", "p", "protocol"}
-    for dataset, conditions in (("oumvlp", ["all"]), ("casia_e", ["nm", "bg", "cl"])):
+    parts = {"NM", "BG", "CL", "all_views", "p", "protocols", "notes"}
+    assert set(project.metrics("casia_e")) == parts
+    commit = project.run("git", "rev-parse", "HEAD").stdout.strip()
+    for dataset, conditions, trainings in (
+        ("oumvlp", ["all"], ["pretrain"]),
+        ("casia_e", ["nm", "bg", "cl"], ["pretrain", "finetune"]),
+    ):
         report = project.folder / "reports" / dataset
-        parts = {path.name for path in report.iterdir()}
-        assert {"ingest.html", "ingest.json", "metrics.json", "tables", "figures"} <= parts
-        figures = {path.name for path in (report / "figures").iterdir()}
-        assert figures == {"cmc.png", "p.png", *(f"rank1_{c}.png" for c in conditions)}
+        assert {path.name for path in report.iterdir() if path.name != ".gitignore"} == {
+            *("ingest.html", "ingest.json", "index.html", "metrics.json", "tables", "figures")
+        }
+        assert {path.stem for path in (report / "figures").iterdir()} == {
+            *("cmc", "all_views_cmc", "all_views_det", "embeddings"),
+            *(f"rank1_{condition}" for condition in conditions),
+            *(f"{curve}_{stage}" for curve in ("loss", "p") for stage in trainings),
+        }
+        page = (report / "index.html").read_text(encoding="utf-8")
+        assert commit in page
+        assert str(project.folder) not in page
         table = pd.read_csv(report / f"tables/rank1_{conditions[0]}.csv", dtype={"probe view": str})
         assert list(table["probe view"]) == ["000", "090"]
         assert 0 <= project.metrics(dataset).get("rank1", 0) <= 100
@@ -127,6 +142,8 @@ def test_mlflow_holds_a_run_for_each_stage_with_its_curves(project: Project) -> 
     assert evaluated.data.metrics["NM_rank1"] == project.metrics("casia_e")["NM"]["rank1"]
     assert evaluated.data.metrics["p_pretrain"] == pytest.approx(p[-1], abs=1e-6)
     assert "p_finetune" in evaluated.data.metrics
+    shown = {artifact.path for artifact in client.list_artifacts(evaluated.info.run_id)}
+    assert {"index.html", "figures", "tables", "metrics.json"} <= shown
 
 
 def _leaves(project: Project) -> list[str]:
@@ -155,6 +172,8 @@ def test_embeddings_are_those_of_the_test_subjects(project: Project) -> None:
 
 def test_a_second_run_runs_nothing(project: Project) -> None:
     assert project.repro() == set()
+    project.run("git", "add", "-A")
+    project.run("git", "commit", "-q", "-m", "first results")
 
 
 @pytest.mark.parametrize(
@@ -179,6 +198,22 @@ def test_what_reruns_what(project: Project, change: dict[str, Any], reruns: set[
         due = {name for name in project.due() if name in reruns}
         assert bool(due) == bool(reruns), leaf
     assert project.repro() == reruns
+
+
+def test_plots_of_two_revisions_are_shown_together(project: Project) -> None:
+    shown = project.run("dvc", "plots", "diff", "HEAD", "--json", "-o", "plots").stdout
+    plots = json.loads(shown)["data"]
+    for name in ("CMC on OUMVLP", "CMC on CASIA-E", "DET on OUMVLP", "DET on CASIA-E", "loss"):
+        (plot,) = plots[name]
+        assert plot["revisions"] == ["workspace", "HEAD"]
+        points = plot["content"]["data"]["values"]
+        assert {point["rev"] for point in points} == {"workspace", "HEAD"}
+        if name.endswith("CASIA-E"):
+            assert {point["condition"] for point in points} == {"NM", "BG", "CL"}
+    for picture in ("rank1_nm", "embeddings", "p_finetune"):
+        found = plots[f"reports/casia_e/figures/{picture}.png"]
+        assert [plot["revisions"] for plot in found] == [["workspace"], ["HEAD"]]
+        assert all(Path(plot["url"]).is_file() for plot in found)
 
 
 def test_an_earlier_setting_is_restored_without_a_run(project: Project) -> None:

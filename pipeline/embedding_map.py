@@ -1,0 +1,123 @@
+"""Where the embeddings of a few subjects lie, on a plane."""
+
+import importlib
+import importlib.util
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from pipeline.protocols import Protocol, named
+
+SUBJECTS = 10
+"""Subjects that get a colour."""
+
+POINTS = 600
+"""At most so many points of them together, and as many of all others, behind them in grey."""
+
+NEIGHBOURS = 15
+"""How many of each point's neighbours UMAP keeps near it: its own default."""
+
+Points = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class EmbeddingMap:
+    """A plane through embeddings that a protocol compares."""
+
+    points: Points
+    """[n, 2]"""
+
+    subjects: list[str]
+    roles: list[str]
+    """Of each point: ``gallery``, or the condition of the probe."""
+
+    others: Points
+    """[m, 2]: of other subjects."""
+
+    axes: tuple[str, str]
+    method: str
+
+
+def embedding_map(
+    keys: pd.DataFrame, embeddings: npt.NDArray[np.float32], protocol: Protocol
+) -> EmbeddingMap:
+    """``keys`` (subject, sequence, view) of ``embeddings`` [n, c, strips].
+
+    The plane of the two principal components of what is drawn; where the package umap is
+    installed, UMAP's. The subjects are spread evenly over the sorted ones, the same every time.
+    """
+    roles = _roles(keys, protocol)
+    compared = np.flatnonzero((roles != "") & ~keys["view"].isin(protocol.excluded_views))
+    subjects = sorted(set(keys["subject"].iloc[compared]))
+    chosen = [subjects[i] for i in _spread(len(subjects), SUBJECTS)]
+    is_chosen = keys["subject"].iloc[compared].isin(chosen).to_numpy()
+    rows, others = (_thinned(compared[mask]) for mask in (is_chosen, ~is_chosen))
+    drawn = np.concatenate([rows, others])
+    flat = embeddings[drawn].reshape(len(drawn), -1).astype(np.float64)  # [n + m, c · strips]
+    if importlib.util.find_spec("umap") and len(drawn) > NEIGHBOURS:
+        points, axes, method = _umap(flat), ("first axis", "second axis"), "UMAP"
+    else:
+        points, shares = principal_components(flat)
+        names = ("first", "second")
+        axes = (_axis(names[0], shares[0]), _axis(names[1], shares[1]))
+        method = "the first two principal components (PCA)"
+    return EmbeddingMap(
+        points[: len(rows)],
+        keys["subject"].iloc[rows].tolist(),
+        roles.iloc[rows].tolist(),
+        points[len(rows) :],
+        axes,
+        method,
+    )
+
+
+def principal_components(vectors: Points) -> tuple[Points, npt.NDArray[np.float64]]:
+    """Coordinates [n, 2] of vectors [n, d] along the two directions of greatest variance, and their
+    shares [2] of all variance.
+
+    Of the two ends of a direction, the one with the furthest point is the positive one.
+    """
+    centred = vectors - vectors.mean(axis=0)
+    # n is far below d: the eigenvectors of the n x n products do
+    values, eigenvectors = np.linalg.eigh(centred @ centred.T)  # ascending
+    values, eigenvectors = values[::-1].clip(0), eigenvectors[:, ::-1]
+    points = np.zeros((len(vectors), 2))
+    shares = np.zeros(2)
+    n = min(2, len(vectors))
+    points[:, :n] = eigenvectors[:, :n] * np.sqrt(values[:n])
+    furthest = points[np.abs(points).argmax(axis=0), [0, 1]]
+    points *= np.where(furthest < 0, -1, 1)
+    if values.sum() > 0:
+        shares[:n] = values[:n] / values.sum()
+    return points, shares
+
+
+def _umap(vectors: Points) -> Points:
+    umap = importlib.import_module("umap")
+    points = umap.UMAP(n_neighbors=NEIGHBOURS, random_state=0).fit_transform(vectors)
+    return np.asarray(points, np.float64)
+
+
+def _roles(keys: pd.DataFrame, protocol: Protocol) -> "pd.Series[str]":
+    """Gallery, or the condition of a probe; empty for what is neither."""
+    roles = pd.Series("", keys.index)
+    for role, names in {**protocol.probes, "gallery": protocol.gallery}.items():
+        if role == "all":  # the name of the only condition
+            role = "probe"
+        roles[keys["sequence"].isin(named(names, keys["sequence"]))] = role
+    return roles
+
+
+def _thinned(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    return rows[_spread(len(rows), POINTS)]
+
+
+def _spread(n: int, count: int) -> npt.NDArray[np.int64]:
+    """Up to ``count`` of n, evenly spread."""
+    return np.linspace(0, max(0, n - 1), min(n, count)).round().astype(np.int64)
+
+
+def _axis(name: str, share: float) -> str:
+    return f"{name} component ({100 * share:.0f} % of the variance)"

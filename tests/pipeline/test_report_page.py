@@ -1,0 +1,336 @@
+"""The page of a report: what it says, that names stay text, and that a real browser shows it."""
+
+import itertools
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline.distance_pass import Method
+from pipeline.embedding_file import Embeddings
+from pipeline.embedding_map import embedding_map
+from pipeline.errors import PipelineError
+from pipeline.evaluation import Evaluation, evaluate
+from pipeline.layouts.casia_e_release import CasiaERelease
+from pipeline.layouts.hid import Hid
+from pipeline.layouts.oumvlp_release import OumvlpRelease
+from pipeline.protocols import Protocol
+from pipeline.report_page import confusions, write_page
+from pipeline.silhouette_store import Silhouettes, SilhouetteStore
+from pipeline.tables import KEY
+from pipeline.training_record import TrainingRecord
+from tests.browser import broken_pictures, chromium, opened, sideways
+from tests.pipeline.walks import walks
+
+CASIA_E = CasiaERelease(Path(), [], "release").protocols
+SEQUENCES = ("H-scene1-nm-1", "L-scene2-nm-1", "H-scene3-bg-2", "L-scene3_s-cl-1")
+BAD = "<img src=x onerror=alert(1)>\"'&"
+SETTINGS = {"distance": "euclidean", "reranking.method": "none", "cmc_ranks": 20}
+TRAINING = {
+    "subjects_per_batch": 8,
+    "sequences_per_subject": 4,
+    "clip_frames": 12,
+    "steps": 3,
+    "lr": 1.5e-3,
+    "lr_drops": [2],
+    "validation_subjects": 0,
+}
+HISTORY = pd.DataFrame(
+    {"step": [1, 2, 3], "loss": [0.3, 0.2, 0.25], "active_share": [1, 0.5, 0.2], "p": [6.5, 6.4, 6]}
+)
+PRETRAIN = TrainingRecord(
+    "pretrain",
+    "oumvlp",
+    TRAINING,
+    0,
+    (),
+    {"parts": 2},
+    123_456,
+    10,
+    60,
+    HISTORY,
+    "a" * 64,
+    "b" * 64,
+)
+FINETUNE = replace(PRETRAIN, stage="finetune", dataset="casia_e", starts_from=("pretrain",))
+
+
+@dataclass
+class Case:
+    """Everything that a page is made of."""
+
+    keys: pd.DataFrame
+    embeddings: Embeddings
+    protocols: tuple[Protocol, ...]
+    evaluation: Evaluation
+    store: SilhouetteStore
+    records: tuple[TrainingRecord, ...] = (PRETRAIN, FINETUNE)
+
+    def write(self, folder: Path, commit: str = "c0ffee") -> str:
+        """Write the report and return the page."""
+        plane = embedding_map(self.keys, self.embeddings, self.protocols[0])
+        write_page(
+            folder,
+            "casia_e",
+            self.evaluation,
+            self.protocols,
+            self.records,
+            plane,
+            self.store,
+            SETTINGS,
+            commit,
+        )
+        return (folder / "index.html").read_bytes().decode()
+
+
+@pytest.fixture(scope="module")
+def case(
+    tmp_path_factory: pytest.TempPathFactory,
+    write_store: Callable[..., SilhouetteStore],
+    noise: Callable[[int, int], Silhouettes],
+) -> Case:
+    """Three conditions, two protocols, hard to tell apart; one subject's name is to be feared."""
+    keys, embeddings = walks(SEQUENCES, views=("000", "045", "090"), noise=2)
+    keys["subject"] = keys["subject"].replace("00002", BAD)
+    evaluation = evaluate(keys, embeddings, CASIA_E, Method(shown=False), 20)
+    evaluation = replace(evaluation, notes=["Three were refused."])
+    rows = [
+        (*key, "test", noise(i, 3 + i % 18))
+        for i, key in enumerate(keys[KEY].itertuples(index=False, name=None))
+    ]
+    store = write_store(tmp_path_factory.mktemp("page") / "silhouettes", rows)
+    return Case(keys, embeddings, CASIA_E, evaluation, store)
+
+
+@pytest.fixture(scope="module")
+def folder(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of the case, written; do not write there."""
+    path = tmp_path_factory.mktemp("report")
+    case.write(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> str:
+    return (folder / "index.html").read_bytes().decode()
+
+
+class _Outline(HTMLParser):
+    """Which elements there are, with their attributes, and the text outside of style."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(page)
+        self.text = re.sub(r"\s+", " ", self.text.replace("\N{NARROW NO-BREAK SPACE}", " "))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self.text += " "
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, "elements must nest"
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] != ["style"]:
+            self.text += data
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def test_names_to_fear_stay_text_and_nothing_is_asked_from_elsewhere(page: str) -> None:
+    outline = _Outline(page)
+    assert not outline.open
+    assert not outline.of("script")
+    assert {str(image["src"])[:22] for image in outline.of("img")} == {"data:image/png;base64,"}
+    assert "onerror=alert(1)" in outline.text
+    assert not re.search(r"https?:|url\(|@import|<link|<iframe", page)
+
+
+def test_the_page_can_be_found_ones_way_in(page: str) -> None:
+    outline = _Outline(page)
+    levels = [int(tag[1]) for tag, _ in outline.elements if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(below <= above + 1 for above, below in itertools.pairwise(levels))
+    assert len(outline.of("caption")) == len(outline.of("table")) >= 10
+    assert all(image["alt"] for image in outline.of("img"))
+    marks = {attributes["id"] for _, attributes in outline.elements if "id" in attributes}
+    assert {str(link["href"]).removeprefix("#") for link in outline.of("a")} == marks
+
+
+def test_the_headline_and_every_figure_stand_with_their_intervals(page: str, case: Case) -> None:
+    text = _Outline(page).text
+    for result in case.evaluation.results:
+        for condition, estimates in result.estimates.items():
+            rank1 = estimates["rank1"]
+            interval = f"{rank1.low:.1f}–{rank1.high:.1f}"
+            assert f"Rank-1, {condition} {rank1.value:.1f} % 95 % interval {interval}" in text
+        names = {"map": "mAP", "eer": "EER", "tar_far_1e-2": "TAR at FAR 1 %"}
+        names |= {"rank5_matched_probes": "Rank-5, matched probes only"}
+        for name, words in names.items():
+            found = [e[name] for e in result.estimates.values() if name in e]
+            row = " ".join(f"{e.value:.1f} {e.low:.1f}–{e.high:.1f}" for e in found)
+            assert not found or f"{words} {row}" in text
+        for rule in result.protocol.rules():
+            assert rule in text
+    assert "Excluded views: 270." in text
+    assert "Three were refused." in text
+
+
+def test_what_was_trained_on_what_and_with_which_settings(page: str) -> None:
+    text = _Outline(page).text
+    assert "trained by pretrain on OUMVLP (3 steps), then finetune on CASIA-E (3 steps);" in text
+    assert "data OUMVLP CASIA-E" in text
+    assert "weights from random, seed 0 pretrain" in text
+    assert "clips seen 96 96" in text
+    assert "clips seen per sequence 1.6 1.6" in text
+    assert "p at the end 6.000 6.000" in text
+    assert "lr_drops [2]" in text
+    assert f"checkpoint of finetune {'a' * 64}" in text
+    assert "commit of the code c0ffee" in text
+
+
+def test_confusions_show_the_probe_the_wrong_and_the_right_entry(page: str, case: Case) -> None:
+    worst = case.evaluation.results[0].confusions
+    shown = confusions(case.evaluation.results[0], case.store)
+    assert len(shown) == len(worst) > 5
+    text = _Outline(page).text
+    for confusion, row in zip(shown, worst.to_dict("records"), strict=True):
+        assert [word for word, _, _ in confusion.strips] == ["Probe", "Taken for", "Right"]
+        for who, (_, name, strip) in zip(
+            ("probe", "wrong", "right"), confusion.strips, strict=True
+        ):
+            key = [row[f"{who}_{part}"] for part in KEY]
+            assert name.startswith("subject {}, sequence {}, view {}".format(*key))
+            assert name in text
+            index = case.store.index
+            (number,) = index.index[(index[KEY] == key).all(axis=1)]
+            pixels = cv2.imdecode(np.frombuffer(strip.png, np.uint8), cv2.IMREAD_GRAYSCALE)
+            assert pixels is not None
+            np.testing.assert_array_equal(pixels[:, :44], case.store.read(number)[0])
+            np.testing.assert_array_equal(pixels[:, -44:], case.store.read(number)[-1])
+        assert confusion.strips[1][1].endswith(f"; distance {row['wrong_distance']:.4g}")
+        assert confusion.strips[2][1].endswith(f"; distance {row['right_distance']:.4g}")
+
+
+def test_silhouettes_that_are_not_there_are_told(case: Case, tmp_path: Path) -> None:
+    class Less(SilhouetteStore):
+        def __init__(self) -> None:
+            super().__init__(case.store.folder)
+            self.index = self.index[self.index["subject"] == BAD]
+
+    with pytest.raises(PipelineError, match=r"lacks the silhouettes of .*, which has an embedding"):
+        confusions(case.evaluation.results[0], Less())
+
+
+def test_every_figure_is_a_file_too_and_on_the_page(page: str, folder: Path) -> None:
+    names = {path.stem for path in (folder / "figures").iterdir()}
+    assert names == {
+        *("rank1_nm", "rank1_bg", "rank1_cl", "cmc", "all_views_cmc", "all_views_det"),
+        *("loss_pretrain", "loss_finetune", "p_pretrain", "p_finetune", "embeddings"),
+    }
+    for path in (folder / "figures").iterdir():
+        picture = cv2.imread(str(path))
+        assert picture is not None
+        assert picture.std() > 5  # something is drawn
+    worst = 3 * page.count("<figcaption><b>Probe")
+    assert page.count("<img") == len(names) + worst
+
+
+def test_same_inputs_same_bytes_and_nobodys_folders(
+    case: Case, folder: Path, tmp_path: Path
+) -> None:
+    case.write(tmp_path)
+    paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    assert len(paths) == 12
+    for path in paths:
+        content = (folder / path).read_bytes()
+        assert content == (tmp_path / path).read_bytes()
+        for place in (b"/home", b"/root", b"/tmp", str(Path.cwd()).encode(), b"atplotlib"):
+            assert place not in content
+
+
+def test_a_single_condition_has_no_name_and_a_training_may_be_none(
+    case: Case, tmp_path: Path
+) -> None:
+    keys, embeddings = walks(("00", "01"))
+    evaluation = evaluate(keys, embeddings, OumvlpRelease.protocols, Method(shown=False), 20)
+    results = [replace(r, confusions=r.confusions.head(0)) for r in evaluation.results]
+    evaluation = replace(evaluation, results=results)
+    untrained = replace(PRETRAIN, history=HISTORY.head(0), settings={**TRAINING, "steps": 0})
+    small = replace(
+        case,
+        keys=keys,
+        embeddings=embeddings,
+        protocols=OumvlpRelease.protocols,
+        evaluation=evaluation,
+        records=(untrained,),
+    )
+    text = _Outline(small.write(tmp_path)).text
+    rank1 = evaluation.results[0].estimates["all"]["rank1"]
+    assert f"View pairs Rank-1 {rank1.value:.1f} %" in text
+    assert "Rank-1, all" not in text
+    assert "Confusions" not in text
+    assert {path.stem for path in (tmp_path / "figures").iterdir()} == {
+        *("rank1_all", "cmc", "all_views_cmc", "all_views_det", "embeddings"),
+    }
+
+
+def test_a_competition_has_a_submission_instead_of_figures(case: Case, tmp_path: Path) -> None:
+    keys, embeddings = walks(("gallery-ab", "probe"), views=("any",))
+    table = pd.DataFrame({"video": ["00001", "00002"], "subject": ["501", "501"]})
+    competition = replace(
+        case,
+        keys=keys,
+        embeddings=embeddings,
+        protocols=Hid.protocols,
+        evaluation=Evaluation([], table, ["One had to be guessed."]),
+    )
+    text = _Outline(competition.write(tmp_path)).text
+    assert "HID" in text
+    assert "submission.csv names somebody for each of 2 probe videos: 1 subject in all" in text
+    assert "One had to be guessed." in text
+    assert Hid.protocols[0].rules()[0] in text
+    assert "interval" not in text
+
+
+def test_a_browser_shows_every_picture_on_a_phone_and_on_a_desk_and_prints(
+    folder: Path, page: str
+) -> None:
+    pictures = page.count("<img")
+    with chromium() as browser:
+        url = (folder / "index.html").as_uri()
+        for width, scheme in ((360, "dark"), (1_200, "light")):
+            with opened(browser, url, width, color_scheme=scheme) as shown:
+                assert shown.locator("img").count() == pictures
+                assert not broken_pictures(shown)
+                assert sideways(shown) <= 0
+                ground = shown.evaluate(
+                    "getComputedStyle(document.documentElement).backgroundColor"
+                )
+                assert (ground == "rgb(255, 255, 255)") == (scheme == "light")
+        with opened(browser, url) as shown:
+            pdf = shown.pdf(format="A4")
+    assert pdf.startswith(b"%PDF-")
+    assert 3 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 20
+
+
+def test_numbers_of_the_heat_maps_can_be_opened(folder: Path, case: Case) -> None:
+    table = case.evaluation.results[0].rank1["NM"]
+    with chromium() as browser, opened(browser, (folder / "index.html").as_uri(), 360) as shown:
+        shown.get_by_text("Numbers of the heat map, NM").click()
+        cells = shown.locator("details[open] td").all_inner_texts()
+        assert cells == [f"{value:.1f}" for value in table.ravel()]
+        assert sideways(shown) <= 0

@@ -1,0 +1,84 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from gaitgl.model import GaitGL, GaitGLConfig
+from pipeline.checkpoints import save_checkpoint
+from pipeline.errors import PipelineError
+from pipeline.silhouette_store import Silhouettes, SilhouetteStore
+from pipeline.training_record import read_training_record
+
+CONFIG = GaitGLConfig(channels=(2, 2, 4, 4, 4, 4))
+SETTINGS = {"steps": 5, "subjects_per_batch": 3, "sequences_per_subject": 2}
+
+
+@pytest.fixture
+def store(
+    tmp_path: Path,
+    write_store: Callable[..., SilhouetteStore],
+    noise: Callable[[int, int], Silhouettes],
+) -> SilhouetteStore:
+    rows = [
+        (f"{subject}", "00", view, "train" if subject < 3 else "test", noise(subject, 5))
+        for subject in range(5)
+        for view in ("000", "090")
+    ]
+    return write_store(tmp_path / "data" / "oumvlp" / "silhouettes", rows)
+
+
+@pytest.fixture
+def write(tmp_path: Path, store: SilhouetteStore) -> Callable[..., None]:
+    def written(p: list[float], silhouettes: str | None = None) -> None:
+        torch.manual_seed(0)
+        info: dict[str, Any] = {
+            "stage": "pretrain",
+            "dataset": "oumvlp",
+            "training": SETTINGS,
+            "seed": 3,
+            "silhouettes": silhouettes or store.digest(),
+            "upstream": {},
+        }
+        folder = tmp_path / "models" / "pretrain"
+        save_checkpoint(folder / "checkpoint.safetensors", GaitGL(CONFIG), CONFIG, info)
+        history = pd.DataFrame({"step": range(1, len(p) + 1), "p": p}, columns=["step", "p"])
+        history.to_csv(folder / "history.csv", index=False)
+
+    return written
+
+
+def test_a_record_says_what_was_trained_on_what(write: Callable[..., None], tmp_path: Path) -> None:
+    write([6.5, 6.25])
+    record = read_training_record(tmp_path / "models", tmp_path / "data", "pretrain")
+    assert (record.stage, record.dataset, record.seed, record.starts_from) == (
+        "pretrain",
+        "oumvlp",
+        3,
+        (),
+    )
+    assert (record.subjects, record.sequences) == (3, 6)
+    assert record.clips == 5 * 3 * 2
+    assert record.final_p == 6.25
+    assert record.weights == sum(w.numel() for w in GaitGL(CONFIG).state_dict().values())
+    assert record.architecture["channels"] == CONFIG.channels
+    assert len(record.checkpoint) == len(record.silhouettes) == 64
+
+
+@pytest.mark.parametrize("p", [[], [float("nan")]])
+def test_without_steps_or_gem_there_is_no_final_p(
+    write: Callable[..., None], tmp_path: Path, p: list[float]
+) -> None:
+    write(p)
+    record = read_training_record(tmp_path / "models", tmp_path / "data", "pretrain")
+    assert record.final_p is None
+
+
+def test_other_silhouettes_than_those_trained_on_are_told(
+    write: Callable[..., None], tmp_path: Path
+) -> None:
+    write([6.5], silhouettes="0" * 64)
+    with pytest.raises(PipelineError, match=r"trained on other silhouettes than .*index\.parquet"):
+        read_training_record(tmp_path / "models", tmp_path / "data", "pretrain")
