@@ -25,7 +25,7 @@ from gaitgl.model import GaitGL, GaitGLConfig
 from pipeline.batches import TrainingBatches
 from pipeline.devices import choose_device, place
 from pipeline.embedding import embed
-from pipeline.evaluation import evaluate
+from pipeline.evaluation import rank1_by_condition
 from pipeline.layouts.oumvlp_release import OumvlpRelease
 from pipeline.processes import worker_count
 from pipeline.settings import Settings
@@ -86,7 +86,7 @@ class _Race:
             "device": self._device,
         }
         index = store.index
-        compared = OumvlpRelease.protocol.compares(index["sequence"], index["view"])
+        compared = OumvlpRelease.protocols[0].compares(index["sequence"], index["view"])
         self._test = np.flatnonzero(compared & (index["split"] == "test").to_numpy())
 
     def plain(self) -> tuple[torch.nn.Module, Iterator[object]]:
@@ -139,8 +139,8 @@ class _Race:
         model.load_state_dict(weights)
         embeddings = embed(model, self._store, self._test, "float32", self._device, shown=False)
         keys = self._store.index.iloc[self._test].reset_index(drop=True)
-        result = evaluate(keys, embeddings, OumvlpRelease.protocol, "euclidean", cmc_ranks=5)
-        return result.metrics["all"]["rank1"]
+        protocol = OumvlpRelease.protocols[0]
+        return rank1_by_condition(keys, embeddings, protocol, "euclidean")["all"]
 
 
 if __name__ == "__main__":

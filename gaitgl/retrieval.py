@@ -5,33 +5,75 @@ Two protocols on the same embeddings:
     first_match_rank -> rank_table          one gallery per view (OUMVLP 14 x 14, CASIA-E)
     cross_view_gallery -> cross_view_table  all views as one gallery
 
-`rank_by_view` is the first of them in one call.
+`rank_by_view` is the first of them in one call. Each goes through all distances once. Several
+results from one pass (these, and `gaitgl.verification`'s):
+
+    pairs = compared_pairs(embeddings, subjects, sequences, views, gallery, probe)
+    blocks = distance_blocks(embeddings, pairs.probes, pairs.gallery, "euclidean")
+    first, cross = FirstMatchPass(pairs), CrossViewPass(pairs)
+    for block in right_and_wrong(pairs, blocks):
+        first.add(block)
+        cross.add(block)
+    first.result(), cross.result()
 
 Rows are sequences: embeddings [n, c, strips] as NumPy array (a memory map will do) or tensor on any
 device, and three string arrays [n] that name the subject, sequence and view of each row.
 
 Ties: where a wrong gallery entry is exactly as far from the probe as a right one (in float32), the
-wrong one ranks first. So results do not depend on the order of the rows, and embeddings that are
-all alike score 0, not 100.
+wrong one ranks first. So ranks do not depend on the order of the rows, and embeddings that are all
+alike score 0, not 100. Of several wrong (or right) entries that are nearest, the first by view,
+subject and row number is named.
 """
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
-Distance = Literal["euclidean", "strip_euclidean", "cosine"]
+from gaitgl.distances import BLOCK_BYTES, Blocks, Embeddings
+from gaitgl.distances import Distance as Distance  # importable from here, too
+from gaitgl.distances import distance_blocks as distance_blocks
+
 Unmatched = Literal["count", "drop"]
-Embeddings = Tensor | NDArray[Any]
 Strings = NDArray[np.str_]
 
-BLOCK_BYTES = 32 * 2**20
-TILE_BYTES = 2**20
-"""Of a block of distances, what is worked on at once, so that it stays in a core's cache."""
+
+class Pairs(NamedTuple):
+    """What is compared: p probes with a gallery of m entries from V views.
+
+    The gallery is sorted by view, then subject, so that a view's entries are neighbors and so are
+    the right ones among them.
+    """
+
+    probes: NDArray[np.int64]
+    """[p]: row numbers of the probes."""
+    gallery: NDArray[np.int64]
+    """[m]: row numbers of the gallery."""
+    first: NDArray[np.int64]
+    """[p, V]: a probe's right entries in each view are ``gallery[first:last]``."""
+    last: NDArray[np.int64]
+    """[p, V]: see ``first``."""
+    views: Strings
+    """[V]: the views of all rows, sorted, whether or not they have a gallery."""
+    probe_view: NDArray[np.int64]
+    """[p]: each probe's view, as position in ``views``."""
+    view_ends: NDArray[np.int64]
+    """[V]: a view's entries are ``gallery[view_ends[v] - gallery_sizes[v]:view_ends[v]]``."""
+    gallery_sizes: NDArray[np.int64]
+    """[V]: entries in each view's gallery."""
+
+
+class Block(NamedTuple):
+    """Distances of b neighboring probes, right and wrong entries apart."""
+
+    rows: slice
+    """Which of the p probes."""
+    right: NDArray[np.float32]
+    """[b, V, M]: to the right entries of each view, in the order of the gallery; infinite past the
+    last one."""
+    wrong: NDArray[np.float32]
+    """[b, m]: to the gallery; infinite where an entry is right."""
 
 
 class FirstMatch(NamedTuple):
@@ -39,6 +81,14 @@ class FirstMatch(NamedTuple):
 
     ranks: NDArray[np.int64]
     """[p, V], from 1; 0 where the probe's subject has no sequence in that view's gallery."""
+    right_distances: NDArray[np.float32]
+    """[p, V]: of the nearest right entry; infinite where there is none."""
+    right_rows: NDArray[np.int64]
+    """[p, V]: row number of that entry; -1 where there is none."""
+    wrong_distances: NDArray[np.float32]
+    """[p, V]: of the nearest wrong entry; infinite where there is none."""
+    wrong_rows: NDArray[np.int64]
+    """[p, V]: row number of that entry; -1 where there is none."""
     probes: NDArray[np.int64]
     """[p]: row numbers of the probes."""
     probe_views: Strings
@@ -59,6 +109,14 @@ class CrossView(NamedTuple):
     inverse_negative_penalty: NDArray[np.float64]
     """[p], in (0, 1]: number of right entries / rank of the last of them; its mean is mINP. NaN as
     above."""
+    right_distances: NDArray[np.float32]
+    """[p]: of the nearest right entry; infinite where there is none."""
+    right_rows: NDArray[np.int64]
+    """[p]: row number of that entry; -1 where there is none."""
+    wrong_distances: NDArray[np.float32]
+    """[p]: of the nearest wrong entry; infinite where there is none."""
+    wrong_rows: NDArray[np.int64]
+    """[p]: row number of that entry; -1 where there is none."""
     probes: NDArray[np.int64]
     """[p]: row numbers of the probes."""
     probe_views: Strings
@@ -130,34 +188,199 @@ def first_match_rank(
         ValueError: lengths differ, values are not finite, gallery or probes are empty or overlap,
             or the distance is unknown.
     """
-    probe_rows, gallery_rows = _split(embeddings, subjects, sequences, views, gallery, probe)
-    order = view_order(views)
-    view_code = np.searchsorted(order, views)
-    _, subject_code = np.unique(subjects, return_inverse=True)
+    pairs = compared_pairs(embeddings, subjects, sequences, views, gallery, probe)
+    first = FirstMatchPass(pairs)
+    blocks = distance_blocks(embeddings, pairs.probes, pairs.gallery, distance, block_bytes)
+    for block in right_and_wrong(pairs, blocks):
+        first.add(block)
+    return first.result()
 
-    # With the gallery sorted by view, then subject, the entries of a view are a slice, and so are
-    # the right entries of a probe in it: columns first[i, v] up to last[i, v].
+
+def cross_view_gallery(
+    embeddings: Embeddings,
+    subjects: Strings,
+    sequences: Strings,
+    views: Strings,
+    gallery: Sequence[str] = ("01",),
+    probe: Sequence[str] = ("00",),
+    distance: Distance = "euclidean",
+    block_bytes: int = BLOCK_BYTES,
+) -> CrossView:
+    """Second protocol: all views are one gallery; what shares subject and view is dropped.
+
+    Arguments and errors are those of `first_match_rank`. With the right entries at ranks
+    r_1 < ... < r_M, average precision is mean_j j / r_j (no interpolation) and the inverse negative
+    penalty is M / r_M.
+    """
+    pairs = compared_pairs(embeddings, subjects, sequences, views, gallery, probe)
+    cross = CrossViewPass(pairs)
+    blocks = distance_blocks(embeddings, pairs.probes, pairs.gallery, distance, block_bytes)
+    for block in right_and_wrong(pairs, blocks):
+        cross.add(block)
+    return cross.result()
+
+
+def compared_pairs(
+    embeddings: Embeddings,
+    subjects: Strings,
+    sequences: Strings,
+    views: Strings,
+    gallery: Sequence[str] = ("01",),
+    probe: Sequence[str] = ("00",),
+) -> Pairs:
+    """Which rows are compared; arguments and errors are those of `first_match_rank`."""
+    shapes = [np.shape(ids) for ids in (subjects, sequences, views)]
+    if embeddings.ndim != 3 or any(shape != (len(embeddings),) for shape in shapes):
+        raise ValueError(
+            "expected embeddings [n, c, strips] and n subjects, sequences and views, got "
+            f"{tuple(embeddings.shape)} and {shapes[0]}, {shapes[1]}, {shapes[2]}"
+        )
+    shared = sorted(set(gallery) & set(probe))
+    if shared:
+        raise ValueError(f"sequences {shared} are gallery and probe; they would find themselves")
+    probe_rows = np.flatnonzero(np.isin(sequences, list(probe)))
+    gallery_rows = np.flatnonzero(np.isin(sequences, list(gallery)))
+    if not len(probe_rows) or not len(gallery_rows):
+        raise ValueError(
+            f"{len(probe_rows)} probes (sequences {list(probe)}) and {len(gallery_rows)} gallery "
+            f"entries (sequences {list(gallery)}) among {len(sequences)} rows, whose sequences are "
+            f"named {np.unique(sequences).tolist()[:20]}; both are needed"
+        )
+    order, view_code = np.unique(views, return_inverse=True)
+    _, subject_code = np.unique(subjects, return_inverse=True)
     key = view_code * len(subjects) + subject_code
     gallery_rows = gallery_rows[np.argsort(key[gallery_rows], kind="stable")]
     wanted = np.arange(len(order)) * len(subjects) + subject_code[probe_rows, None]  # [p, V]
-    first = np.searchsorted(key[gallery_rows], wanted, side="left")
-    last = np.searchsorted(key[gallery_rows], wanted, side="right")
     view_ends = np.searchsorted(view_code[gallery_rows], np.arange(len(order)), side="right")
-    view_sizes = np.diff(view_ends, prepend=0)
+    return Pairs(
+        probes=probe_rows,
+        gallery=gallery_rows,
+        first=np.searchsorted(key[gallery_rows], wanted, side="left"),
+        last=np.searchsorted(key[gallery_rows], wanted, side="right"),
+        views=order,
+        probe_view=view_code[probe_rows],
+        view_ends=view_ends,
+        gallery_sizes=np.diff(view_ends, prepend=0),
+    )
 
-    most = int((last - first).max())
-    ranks = np.zeros(wanted.shape, np.int64)
-    for rows, distances in distance_blocks(
-        embeddings, probe_rows, gallery_rows, distance, block_bytes
-    ):
-        right = _gather_slices(distances, first[rows], last[rows], most)  # [b, V, most]
-        nearest = right.min(axis=2, initial=np.inf)  # [b, V]
-        own = (right <= nearest[:, :, None]).sum(axis=2) * np.isfinite(nearest)
-        for view, (size, end) in enumerate(zip(view_sizes, view_ends, strict=True)):
-            as_near = distances[:, end - size : end] <= nearest[:, view, None]
-            ranks[rows, view] = np.count_nonzero(as_near, axis=1) - own[:, view] + 1
-    ranks[first == last] = 0
-    return FirstMatch(ranks, probe_rows, views[probe_rows], order, view_sizes.astype(np.int64))
+
+def right_and_wrong(pairs: Pairs, blocks: Blocks) -> Iterator[Block]:
+    """Take the right entries out of blocks of distances [b, m] from `pairs`' probes to its gallery.
+
+    A block's array becomes `Block.wrong`: it is written into, not copied.
+    """
+    most = int((pairs.last - pairs.first).max())
+    for rows, distances in blocks:
+        column = pairs.first[rows, :, None] + np.arange(most)  # [b, V, M]
+        probe, view, entry = np.nonzero(column < pairs.last[rows, :, None])
+        column = column[probe, view, entry]
+        right = np.full((*pairs.first[rows].shape, most), np.inf, np.float32)  # [b, V, M]
+        right[probe, view, entry] = distances[probe, column]
+        distances[probe, column] = np.inf
+        yield Block(rows, right, distances)
+
+
+class FirstMatchPass:
+    """Collects a `FirstMatch` block by block: one gallery per view."""
+
+    def __init__(self, pairs: Pairs) -> None:
+        shape = pairs.first.shape  # [p, V]
+        self._pairs = pairs
+        self._ranks = np.zeros(shape, np.int64)
+        self._right_distances = np.full(shape, np.inf, np.float32)
+        self._right_rows = np.full(shape, -1, np.int64)
+        self._wrong_distances = np.full(shape, np.inf, np.float32)
+        self._wrong_rows = np.full(shape, -1, np.int64)
+
+    def add(self, block: Block) -> None:
+        pairs, rows = self._pairs, block.rows
+        right, column = _nearest(block.right, pairs.first[rows])  # [b, V]
+        self._right_distances[rows] = right
+        self._right_rows[rows] = np.where(np.isfinite(right), pairs.gallery[column], -1)
+        for view, (size, end) in enumerate(zip(pairs.gallery_sizes, pairs.view_ends, strict=True)):
+            if not size:
+                continue
+            wrong = block.wrong[:, end - size : end]  # [b, size]
+            nearest, column = _nearest(wrong, np.full(len(wrong), end - size))
+            self._wrong_distances[rows, view] = nearest
+            self._wrong_rows[rows, view] = np.where(np.isfinite(nearest), pairs.gallery[column], -1)
+            rank = np.isfinite(right[:, view]).astype(np.int64)
+            behind = np.flatnonzero(rank & (nearest <= right[:, view]))
+            rank[behind] += np.count_nonzero(wrong[behind] <= right[behind, view, None], axis=1)
+            self._ranks[rows, view] = rank
+
+    def result(self) -> FirstMatch:
+        pairs = self._pairs
+        return FirstMatch(
+            ranks=self._ranks,
+            right_distances=self._right_distances,
+            right_rows=self._right_rows,
+            wrong_distances=self._wrong_distances,
+            wrong_rows=self._wrong_rows,
+            probes=pairs.probes,
+            probe_views=pairs.views[pairs.probe_view],
+            views=pairs.views,
+            gallery_sizes=pairs.gallery_sizes,
+        )
+
+
+class CrossViewPass:
+    """Collects a `CrossView` block by block: one gallery of all views."""
+
+    def __init__(self, pairs: Pairs) -> None:
+        count = len(pairs.probes)
+        most = len(pairs.views) * int((pairs.last - pairs.first).max())
+        self._pairs = pairs
+        self._right_ranks = np.zeros((count, most), np.int64)  # [p, R]; 0 past a probe's last one
+        self._right_distances = np.full(count, np.inf, np.float32)
+        self._right_rows = np.full(count, -1, np.int64)
+        self._wrong_distances = np.full(count, np.inf, np.float32)
+        self._wrong_rows = np.full(count, -1, np.int64)
+
+    def add(self, block: Block) -> None:
+        pairs, rows = self._pairs, block.rows
+        nearest, column = _nearest(block.wrong, np.zeros(len(block.wrong), np.int64))  # [b]
+        self._wrong_distances[rows] = nearest
+        self._wrong_rows[rows] = np.where(np.isfinite(nearest), pairs.gallery[column], -1)
+
+        right = block.right.copy()  # [b, V, M]
+        right[np.arange(len(right)), pairs.probe_view[rows]] = np.inf
+        by_view, column = _nearest(right, pairs.first[rows])  # [b, V]
+        view = by_view.argmin(axis=1)  # [b]
+        nearest = np.take_along_axis(by_view, view[:, None], axis=1)[:, 0]
+        row = pairs.gallery[np.take_along_axis(column, view[:, None], axis=1)[:, 0]]
+        self._right_distances[rows] = nearest
+        self._right_rows[rows] = np.where(np.isfinite(nearest), row, -1)
+
+        right = np.sort(right.reshape(len(right), -1), axis=1)  # [b, R]
+        count = np.isfinite(right).sum(axis=1)
+        for i, (found, wrong) in enumerate(zip(count, block.wrong, strict=True)):
+            if found:
+                farthest = right[i, found - 1]
+                nearer = np.sort(np.compress(wrong <= farthest, wrong))
+                ahead = np.searchsorted(nearer, right[i, :found], side="right")
+                self._right_ranks[rows.start + i, :found] = ahead + np.arange(1, found + 1)
+
+    def result(self) -> CrossView:
+        pairs, right_ranks = self._pairs, self._right_ranks
+        found = right_ranks > 0
+        count = found.sum(axis=1)
+        nth = np.arange(1, found.shape[1] + 1)
+        precision = nth / np.where(found, right_ranks, 1)
+        last = np.maximum(right_ranks.max(axis=1, initial=0), 1)
+        return CrossView(
+            ranks=right_ranks.min(axis=1, where=found, initial=np.iinfo(np.int64).max)
+            * (count > 0),
+            average_precision=_mean(precision, found, axis=1),
+            inverse_negative_penalty=np.where(count > 0, count / last, np.nan),
+            right_distances=self._right_distances,
+            right_rows=self._right_rows,
+            wrong_distances=self._wrong_distances,
+            wrong_rows=self._wrong_rows,
+            probes=pairs.probes,
+            probe_views=pairs.views[pairs.probe_view],
+            views=pairs.views,
+        )
 
 
 def rank_table(
@@ -180,8 +403,7 @@ def rank_table(
     """
     if unmatched not in get_args(Unmatched):
         raise ValueError(f"unmatched: expected 'count' or 'drop', got {unmatched!r}")
-    if any(k < 1 for k in ranks):
-        raise ValueError(f"ranks: expected numbers from 1, got {tuple(ranks)}")
+    _check_ranks(ranks)
     counted = np.broadcast_to(first.gallery_sizes > 0, first.ranks.shape)
     if unmatched == "drop":
         counted = counted & (first.ranks > 0)
@@ -207,70 +429,13 @@ def mean_per_probe_view(table: NDArray[np.float64]) -> NDArray[np.float64]:
     return _mean(table, ~np.isnan(table) & ~diagonal, axis=-1)
 
 
-def cross_view_gallery(
-    embeddings: Embeddings,
-    subjects: Strings,
-    sequences: Strings,
-    views: Strings,
-    gallery: Sequence[str] = ("01",),
-    probe: Sequence[str] = ("00",),
-    distance: Distance = "euclidean",
-    block_bytes: int = BLOCK_BYTES,
-) -> CrossView:
-    """Second protocol: all views are one gallery; what shares subject and view is dropped.
-
-    Arguments and errors are those of `first_match_rank`. With the right entries at ranks
-    r_1 < ... < r_M, average precision is mean_j j / r_j (no interpolation) and the inverse negative
-    penalty is M / r_M.
-    """
-    probe_rows, gallery_rows = _split(embeddings, subjects, sequences, views, gallery, probe)
-    _, subject_code = np.unique(subjects, return_inverse=True)
-    _, view_code = np.unique(views, return_inverse=True)
-    # With the gallery sorted by subject, a probe's own subject is columns first[i] up to last[i].
-    gallery_rows = gallery_rows[np.argsort(subject_code[gallery_rows], kind="stable")]
-    first = np.searchsorted(subject_code[gallery_rows], subject_code[probe_rows], side="left")
-    last = np.searchsorted(subject_code[gallery_rows], subject_code[probe_rows], side="right")
-
-    most = int((last - first).max())
-    right_ranks = np.zeros((len(probe_rows), most), np.int64)  # [p, M]; 0 past a probe's last one
-    for rows, distances in distance_blocks(
-        embeddings, probe_rows, gallery_rows, distance, block_bytes
-    ):
-        own = _gather_slices(distances, first[rows], last[rows], most)  # [b, most]
-        column = np.minimum(first[rows, None] + np.arange(most), len(gallery_rows) - 1)
-        same_view = view_code[gallery_rows[column]] == view_code[probe_rows[rows], None]
-        right = np.sort(np.where(same_view, np.inf, own), axis=1)  # [b, most]
-        nth = np.arange(1, most + 1)
-        for i in range(len(right)):
-            as_near = _count_up_to(distances[i], right[i])
-            wrong = as_near - _count_up_to(own[i], right[i])  # ties with these count against us
-            right_ranks[rows.start + i] = np.where(np.isfinite(right[i]), wrong + nth, 0)
-
-    found = right_ranks > 0
-    count = found.sum(axis=1)
-    precision = np.arange(1, most + 1) / np.where(found, right_ranks, 1)
-    return CrossView(
-        ranks=right_ranks[:, 0] if most else np.zeros(len(probe_rows), np.int64),
-        average_precision=_mean(precision, found, axis=1),
-        inverse_negative_penalty=np.where(
-            count > 0, count / np.maximum(right_ranks.max(axis=1, initial=0), 1), np.nan
-        ),
-        probes=probe_rows,
-        probe_views=views[probe_rows],
-        views=view_order(views),
-    )
-
-
 def cross_view_table(result: CrossView) -> CrossViewTable:
     """Average `cross_view_gallery` for each probe view, in percent; NaN where nothing is left."""
     matched = result.ranks > 0
 
     def by_view(values: NDArray[Any]) -> NDArray[np.float64]:
         return np.array(
-            [
-                _percent(values[probes], matched[probes])
-                for probes in result.views[:, None] == result.probe_views
-            ]
+            [_percent(values[probes], matched[probes]) for probes in _probes_by_view(result)]
         )
 
     return CrossViewTable(
@@ -280,133 +445,44 @@ def cross_view_table(result: CrossView) -> CrossViewTable:
     )
 
 
-def distance_blocks(
-    embeddings: Embeddings,
-    probe_rows: NDArray[np.int64],
-    gallery_rows: NDArray[np.int64],
-    distance: Distance,
-    block_bytes: int = BLOCK_BYTES,
-) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-    """Distances from probes to the gallery, a few probes at a time.
+def cross_view_rank_table(result: CrossView, ranks: Sequence[int] = (1, 5)) -> NDArray[np.float64]:
+    """Rank-k accuracies of `cross_view_gallery` for each probe view, in percent.
 
-    Args:
-        embeddings: [n, c, strips]; distances are computed in float32 where they lie.
-        probe_rows [p], gallery_rows [m]: row numbers.
-        distance: "euclidean" of the flattened vectors (the paper); "strip_euclidean", the mean of
-            the strips' Euclidean distances (OpenGait); or "cosine", the Euclidean distance of the
-            flattened vectors scaled to length 1, which ranks as 1 - cosine does.
-        block_bytes: size of a block of distances in bytes, at least one probe's; working memory is
-            about three times that, and one float32 copy of the gallery.
-
-    Yields:
-        (rows, distances): a slice of `probe_rows`, and float32 [b, m] on the CPU.
-
-    Raises:
-        ValueError: the distance is unknown or a value is not finite.
+    Returns:
+        float64 [ranks, probe view]; probes without a right entry are left out, NaN where none is
+        left.
     """
-    if distance not in get_args(Distance):
-        raise ValueError(f"distance: expected one of {get_args(Distance)}, got {distance!r}")
-    gallery = _take(embeddings, gallery_rows, distance)  # [s, m, k]; s = 1 if flattened
-    # Distances stay as they are when everything is moved to the gallery's centre, and the
-    # subtraction |a|^2 + |b|^2 - 2ab then cancels fewer digits.
-    centre = gallery.mean(dim=1, keepdim=True)  # [s, 1, k]
-    gallery -= centre
-    gallery_squared = torch.einsum("smk,smk->sm", gallery, gallery)  # [s, m]
-    step = max(1, block_bytes // (4 * len(gallery_rows)))
-    # each strip goes over its distances several times: on a CPU, let them stay in the cache
-    tile = len(gallery_rows)
-    if len(gallery) > 1 and gallery.device.type == "cpu":
-        tile = max(1, TILE_BYTES // (4 * step))
-    for start in range(0, len(probe_rows), step):
-        rows = slice(start, min(start + step, len(probe_rows)))
-        probes = _take(embeddings, probe_rows[rows], distance) - centre  # [s, b, k]
-        probes_squared = torch.einsum("sbk,sbk->sb", probes, probes)  # [s, b]
-        total = torch.empty(probes.shape[1], gallery.shape[1], device=probes.device)  # [b, m]
-        for first in range(0, len(gallery_rows), tile):
-            columns = slice(first, first + tile)
-            total[:, columns] = _summed_distances(
-                probes, probes_squared, gallery[:, columns], gallery_squared[:, columns]
-            )
-        yield rows, total.div_(len(gallery)).cpu().numpy()
+    _check_ranks(ranks)
+    matched = result.ranks > 0
+    table = [
+        [_percent(result.ranks[at] <= k, matched[at]) for at in _probes_by_view(result)]
+        for k in ranks
+    ]
+    return np.array(table)
 
 
-def _summed_distances(a: Tensor, a_squared: Tensor, b: Tensor, b_squared: Tensor) -> Tensor:
-    """Distances added up over strips: [s, n, k], [s, n], [s, m, k], [s, m] -> [n, m]."""
-    total = torch.zeros(a.shape[1], b.shape[1], device=a.device)
-    for x, x2, y, y2 in zip(a, a_squared, b, b_squared, strict=True):
-        total += torch.addmm(x2[:, None] + y2, x, y.mT, alpha=-2).clamp_(min=0).sqrt_()
-    return total
+def _nearest(
+    distances: NDArray[np.float32], first: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Least of the last axis, and its column in a gallery, of which the axis begins at ``first``.
+
+    [..., k], [...] -> [...], [...]; infinity and any column where all are infinite or k is 0.
+    """
+    if not distances.shape[-1]:
+        return np.full(first.shape, np.inf, np.float32), np.zeros_like(first)
+    position = distances.argmin(axis=-1)
+    least = np.take_along_axis(distances, position[..., None], axis=-1)[..., 0]
+    return least, np.where(np.isfinite(least), first + position, 0)
 
 
-def _take(embeddings: Embeddings, rows: NDArray[np.int64], distance: Distance) -> Tensor:
-    """A fresh float32 copy of some rows, laid out for the distance: [s, len(rows), k]."""
-    if isinstance(embeddings, Tensor):
-        chosen = embeddings.detach()[torch.as_tensor(rows, device=embeddings.device)].float()
-    else:
-        chosen = torch.from_numpy(np.asarray(embeddings[rows], np.float32))
-    low, high = chosen.flatten(1).aminmax(dim=1)  # [len(rows)] each; NaN stays NaN
-    finite = low.isfinite() & high.isfinite()
-    if not finite.all():
-        bad = rows[(~finite).cpu().numpy()]
-        raise ValueError(
-            f"embeddings: {len(bad)} of the {len(rows)} rows looked at hold NaN or infinite values "
-            f"(first: row {bad[0]}); the network that made them has diverged"
-        )
-    if distance == "strip_euclidean":
-        return chosen.permute(2, 0, 1).contiguous()  # [strips, rows, c]
-    flat = chosen.reshape(1, len(rows), -1)  # [1, rows, c * strips]
-    return F.normalize(flat, dim=2) if distance == "cosine" else flat
+def _check_ranks(ranks: Sequence[int]) -> None:
+    if any(k < 1 for k in ranks):
+        raise ValueError(f"ranks: expected numbers from 1, got {tuple(ranks)}")
 
 
-def _split(
-    embeddings: Embeddings,
-    subjects: Strings,
-    sequences: Strings,
-    views: Strings,
-    gallery: Sequence[str],
-    probe: Sequence[str],
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Check the rows; return the row numbers of the probes and of the gallery."""
-    shapes = [np.shape(ids) for ids in (subjects, sequences, views)]
-    if embeddings.ndim != 3 or any(shape != (len(embeddings),) for shape in shapes):
-        raise ValueError(
-            "expected embeddings [n, c, strips] and n subjects, sequences and views, got "
-            f"{tuple(embeddings.shape)} and {shapes[0]}, {shapes[1]}, {shapes[2]}"
-        )
-    shared = sorted(set(gallery) & set(probe))
-    if shared:
-        raise ValueError(f"sequences {shared} are gallery and probe; they would find themselves")
-    probe_rows = np.flatnonzero(np.isin(sequences, list(probe)))
-    gallery_rows = np.flatnonzero(np.isin(sequences, list(gallery)))
-    if not len(probe_rows) or not len(gallery_rows):
-        raise ValueError(
-            f"{len(probe_rows)} probes (sequences {list(probe)}) and {len(gallery_rows)} gallery "
-            f"entries (sequences {list(gallery)}) among {len(sequences)} rows, whose sequences are "
-            f"named {np.unique(sequences).tolist()[:20]}; both are needed"
-        )
-    return probe_rows, gallery_rows
-
-
-def _gather_slices(
-    distances: NDArray[np.float32],
-    first: NDArray[np.int64],
-    last: NDArray[np.int64],
-    width: int,
-) -> NDArray[np.float32]:
-    """Columns first[i, ...] up to last[i, ...] of row i: [b, ..., width], padded with infinity."""
-    column = first[..., None] + np.arange(width)
-    row = np.arange(len(distances)).reshape(-1, *[1] * (column.ndim - 1))
-    inside = column < last[..., None]
-    return np.where(inside, distances[row, np.where(inside, column, 0)], np.float32(np.inf))
-
-
-def _count_up_to(values: NDArray[np.float32], bounds: NDArray[np.float32]) -> NDArray[np.int64]:
-    """How many of the values are <= each finite bound: [m], [k] ascending -> [k]."""
-    finite = bounds[np.isfinite(bounds)]
-    if not len(finite):
-        return np.zeros(len(bounds), np.int64)
-    near = np.sort(np.compress(values <= finite[-1], values))
-    return np.searchsorted(near, bounds, side="right")
+def _probes_by_view(result: CrossView) -> NDArray[np.bool_]:
+    """[V, p]: which probes were taken from each view."""
+    return np.equal(result.views[:, None], result.probe_views)
 
 
 def _mean(

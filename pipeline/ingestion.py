@@ -35,7 +35,7 @@ class Catalogue(NamedTuple):
     """Columns of pipeline.catalogue.REFUSALS."""
 
     release: Release
-    protocol: Protocol
+    protocols: tuple[Protocol, ...]
 
 
 def ingest(
@@ -70,44 +70,57 @@ def ingest(
     _account(seen, sequences, refusals)
     _introduce(dataset, root, layout, len(names))
     _report(dataset, seen, sequences, refusals)
-    check_protocol(dataset, sequences, layout.protocol)
+    check_protocols(dataset, sequences, layout.protocols)
     release = Release(layout.name, len(names), seen, dict(layout.expected))
-    return Catalogue(sequences, refusals, release, layout.protocol)
+    return Catalogue(sequences, refusals, release, layout.protocols)
 
 
-def check_protocol(dataset: Dataset, sequences: pd.DataFrame, protocol: Protocol) -> None:
-    """PipelineError unless there are subjects to train on, and probes that have a gallery.
+def check_protocols(
+    dataset: Dataset, sequences: pd.DataFrame, protocols: Iterable[Protocol]
+) -> None:
+    """PipelineError unless there are subjects to train on, and probes that have a gallery, seen
+    from views that the protocols know.
 
     Test subjects without any gallery sequence are printed: they can never be recognized.
     """
-    test = sequences[
-        (sequences["split"] == "test") & protocol.compares(sequences["sequence"], sequences["view"])
-    ]
-    in_gallery = test["sequence"].isin(named(protocol.gallery, test["sequence"]))
-    gallery, probe = set(test.loc[in_gallery, "subject"]), set(test.loc[~in_gallery, "subject"])
-    problems = []
-    if not (sequences["split"] == "train").any():
-        problems.append("no subject to train on")
-    if not gallery:
-        problems.append(f"no test subject has a gallery sequence ({protocol.gallery_words})")
-    if not probe:
-        problems.append(f"no test subject has a probe sequence ({protocol.probe_words})")
+    tested = sequences[sequences["split"] == "test"]
+    problems = [] if (sequences["split"] == "train").any() else ["no subject to train on"]
+    said = []
+    for protocol in protocols:
+        compared = tested[protocol.compares(tested["sequence"], tested["view"])]
+        in_gallery = compared["sequence"].isin(named(protocol.gallery, compared["sequence"]))
+        gallery = set(compared.loc[in_gallery, "subject"])
+        probe = set(compared.loc[~in_gallery, "subject"])
+        if not gallery:
+            problems.append(f"no test subject has a gallery sequence ({protocol.gallery_words})")
+        if not probe:
+            problems.append(f"no test subject has a probe sequence ({protocol.probe_words})")
+        unknown = protocol.unknown_views(compared)
+        if len(unknown):
+            problems.append(
+                f"{len(unknown)} test sequence(s) at views "
+                f"{', '.join(sorted(set(unknown['view']))[:8])}, and {protocol.title} knows only "
+                f"{', '.join(protocol.views)} (data of your own: with a {releases.DESCRIPTION})"
+            )
+        if not protocol.labelled:
+            said.append(
+                f"{dataset}: the {len(probe)} probes with frames have no labels: evaluate writes a "
+                "submission"
+            )
+        elif without := sorted(probe - gallery):
+            said.append(
+                f"{dataset}: {len(without)} test subject(s) have probes but no gallery sequence, "
+                f"so no probe of theirs can match:\n{listing(without)}"
+            )
     if problems:
-        held = sorted(set(sequences.loc[sequences["split"] == "test", "sequence"]))[:8]
+        held = sorted(set(tested["sequence"]))[:8]
         raise PipelineError(
-            f"{dataset} cannot be evaluated: {'; '.join(problems)}.\n"
+            f"{dataset} cannot be evaluated: {'; '.join(dict.fromkeys(problems))}.\n"
             f"Found test sequences named "
             f"{', '.join(held) or 'none'}.\nIs the release complete, and data.{dataset} right?"
         )
-    if not protocol.labelled:
-        print(
-            f"{dataset}: the {len(probe)} probes have no labels: they can be embedded, not ranked"
-        )
-    elif without := sorted(probe - gallery):
-        print(
-            f"{dataset}: {len(without)} test subject(s) have probes but no gallery sequence, "
-            f"so no probe of theirs can match:\n{listing(without)}"
-        )
+    for line in dict.fromkeys(said):
+        print(line)
 
 
 def _layout(
@@ -224,15 +237,13 @@ def _empty_places(
 
 def _introduce(dataset: Dataset, root: Path, layout: Layout, containers: int) -> None:
     """Print what was recognised, and what follows from that."""
+    first = layout.protocols[0]  # the others have the same gallery and probes
     print(f"{dataset}: {layout.name} ({layout.form}), {containers} containers below {root}")
     if layout.dataset != dataset:
-        print(
-            f"{dataset}: this is not how {dataset} is handed out: {layout.protocol.title} takes "
-            "its place"
-        )
+        print(f"{dataset}: this is not how {dataset} is handed out: {first.title} takes its place")
     print(
-        f"{dataset}: split: {layout.split_words}; gallery: {layout.protocol.gallery_words}; "
-        f"probes: {layout.protocol.probe_words}"
+        f"{dataset}: split: {layout.split_words}; gallery: {first.gallery_words}; "
+        f"probes: {first.probe_words}"
     )
 
 

@@ -1,4 +1,4 @@
-"""The report of an evaluation: metrics.json, tables as CSV, figures as PNG, and text to print."""
+"""The report of an evaluation: metrics.json, tables, figures, the submission, and text to print."""
 
 import json
 import math
@@ -7,57 +7,49 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.evaluation import Evaluation, rank1_table
+from pipeline.estimates import Estimate
+from pipeline.evaluation import Evaluation, ProtocolResult, rank1_table
 from pipeline.figures import cmc_curve, heat_map, p_curve
 from pipeline.files import new_folder, write_bytes, write_json
+from pipeline.probe_table import write_probes
 from pipeline.protocols import Protocol
+from pipeline.submission import write_submission
 
 STAGES = ("pretrain", "finetune")
+
+RESERVED = ("p", "protocols", "submission", "notes", "view_pairs", "all_views", "hid")
+"""Keys of metrics.json, which no condition can be called."""
+
+LABELS = {"map": "mAP", "minp": "mINP", "eer": "EER"}
 
 
 def write_report(
     folder: Path,
     evaluation: Evaluation,
-    protocol: Protocol,
+    protocols: list[Protocol],
     histories: dict[str, pd.DataFrame],
-    refused_sequences: int,
+    submission_columns: str,
 ) -> dict[str, float]:
     """Write ``metrics.json``, ``tables/`` and ``figures/`` below ``folder`` and print the result.
 
     ``histories`` are the history.csv of the training stages behind the embeddings,
-    ``refused_sequences`` the test sequences that were refused before. Returns the figures of
-    metrics.json under flat names.
+    ``submission_columns`` the first line of submission.csv. Returns the figures of metrics.json
+    under flat names.
     """
-    title = protocol.title
     with new_folder(folder / "tables") as tables:
-        for condition, rank1 in evaluation.rank1.items():
-            table = rank1_table(rank1, evaluation.views)
-            _write_csv(tables / f"rank1_{condition.lower()}.csv", table.reset_index())
-        _write_csv(tables / "cmc.csv", evaluation.cmc.round(2))
-        _write_csv(tables / "summary.csv", _summary(evaluation))
+        _write_tables(tables, evaluation)
+        if evaluation.submission is not None:
+            write_submission(tables / "submission.csv", evaluation.submission, submission_columns)
     with new_folder(folder / "figures") as figures:
-        for condition, rank1 in evaluation.rank1.items():
-            name = "" if len(evaluation.rank1) == 1 else f" {condition}"
-            heat_map(
-                figures / f"rank1_{condition.lower()}.png",
-                rank1,
-                evaluation.views,
-                f"{title}{name}: rank-1 by view",
-            )
-        cmc_curve(figures / "cmc.png", evaluation.cmc, f"{title}: identical views left out")
-        p_curve(figures / "p.png", histories)
+        _write_figures(figures, evaluation, histories)
     metrics = _metrics(evaluation, histories)
     write_json(
         folder / "metrics.json",
         {
             **metrics,
-            "protocol": {
-                "data": protocol.title,
-                "gallery": protocol.gallery_words,
-                "probe": protocol.probe_words,
-                "excluded_views": list(protocol.excluded_views),
-                **evaluation.counts,
-                "refused_test_sequences": refused_sequences,
+            "notes": evaluation.notes,
+            "protocols": {
+                protocol.name: _described(protocol, evaluation) for protocol in protocols
             },
         },
     )
@@ -66,49 +58,159 @@ def write_report(
 
 
 def result_text(folder: Path) -> str:
-    """The result table of a written report, and where its pictures are."""
+    """The result tables of a written report, and where its pictures are."""
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    summary = pd.read_csv(folder / "tables" / "summary.csv")
-    protocol = metrics["protocol"]
-    in_order = sorted(metrics["p"].items(), key=lambda item: STAGES.index(item[0]))
-    finals = ", ".join(f"{stage} {p:.3f}" for stage, p in in_order)
-    return (
-        f"\n{protocol['data']}: {protocol['subjects']} unseen subjects, {protocol['views']} views, "
-        f"{protocol['probe_sequences']} probes ({protocol['probe']}) against "
-        f"{protocol['gallery_sequences']} gallery sequences ({protocol['gallery']}); "
-        f"test sequences refused before: {protocol['refused_test_sequences']}\n"
-        f"{summary.to_string(index=False)}\n"
-        f"final p: {finals or 'none (max + mean pooling)'}\n"
-        f"tables and pictures: {folder / 'tables'}, {folder / 'figures'}"
+    lines = [""]
+    path = folder / "tables" / "summary.csv"
+    summary = pd.read_csv(path, dtype=str) if path.exists() else pd.DataFrame({"protocol": []})
+    # metrics.json has its keys in alphabetical order
+    for name in dict.fromkeys([*summary["protocol"], *metrics["protocols"]]):
+        protocol = metrics["protocols"][name]
+        lines.append(f"{protocol['data']}, {name}: {' '.join(protocol['rules'])}")
+        rows = summary[summary["protocol"] == name].drop(columns="protocol")
+        if len(rows):
+            lines += [
+                f"{protocol['subjects']} unseen subjects, {protocol['views']} views, "
+                f"{protocol['probe_sequences']} probes against {protocol['gallery_sequences']} "
+                "gallery sequences; in brackets: 95 % interval over subjects",
+                rows.dropna(axis=1, how="all").to_string(index=False, na_rep="-"),
+            ]
+        lines += [*protocol["notes"], ""]
+    if "submission" in metrics:
+        lines += [
+            f"submission: {metrics['submission']['probes']} probes in "
+            f"{folder / 'tables' / 'submission.csv'}"
+        ]
+    lines += metrics["notes"]
+    stages = sorted(metrics["p"].items(), key=lambda item: STAGES.index(item[0]))
+    finals = ", ".join(f"{stage} {p:.3f}" for stage, p in stages)
+    return "\n".join(
+        [
+            *lines,
+            f"final p: {finals or 'none (max + mean pooling)'}",
+            f"tables and pictures: {folder / 'tables'}, {folder / 'figures'}",
+        ]
     )
 
 
-def _summary(evaluation: Evaluation) -> pd.DataFrame:
-    table = pd.DataFrame.from_dict(evaluation.metrics, orient="index").round(1)
-    table.columns = pd.Index([name.replace("_", " ") + " %" for name in table.columns])
-    table.insert(0, "probes", table.index)
-    return table
+def _write_tables(folder: Path, evaluation: Evaluation) -> None:
+    results = evaluation.results
+    if not results:
+        return
+    for result in results:
+        for condition, rank1 in result.rank1.items():
+            table = rank1_table(rank1, result.views)
+            name = f"{_prefix(result, results)}rank1_{condition.lower()}"
+            _write_csv(folder / f"{name}.csv", table.reset_index())
+    _write_csv(folder / "summary.csv", pd.concat([_summary(result) for result in results]))
+    _write_csv(folder / "estimates.csv", pd.concat([_estimates(result) for result in results]))
+    for name, digits in (("cmc", 2), ("det", 6), ("confusions", 6)):
+        together = pd.concat([_labelled(result, getattr(result, name)) for result in results])
+        _write_csv(folder / f"{name}.csv", together.round(digits))
+    write_probes(folder / "probes.parquet", [result.probes for result in results])
+
+
+def _write_figures(
+    folder: Path, evaluation: Evaluation, histories: dict[str, pd.DataFrame]
+) -> None:
+    for result in evaluation.results:
+        prefix, title = _prefix(result, evaluation.results), result.protocol.title
+        for condition, rank1 in result.rank1.items():
+            if rank1.ndim == 2:
+                name = "" if len(result.rank1) == 1 else f" {condition}"
+                heat_map(
+                    folder / f"{prefix}rank1_{condition.lower()}.png",
+                    rank1,
+                    result.views,
+                    f"{title}{name}: rank-1 by view",
+                )
+        cmc_curve(folder / f"{prefix}cmc.png", result.cmc, f"{title}: {result.protocol.name}")
+    p_curve(folder / "p.png", histories)
+
+
+def _prefix(result: ProtocolResult, results: list[ProtocolResult]) -> str:
+    """What begins the names of a protocol's files; nothing for the first one."""
+    return "" if result is results[0] else f"{result.protocol.name}_"
+
+
+def _summary(result: ProtocolResult) -> pd.DataFrame:
+    """A row per condition for people, in %; the interval of the headline behind it."""
+    rows = []
+    for condition, estimates in result.estimates.items():
+        row = {"protocol": result.protocol.name, "probes": condition}
+        for name, estimate in estimates.items():
+            text = f"{estimate.value:.1f}"
+            if name == result.headline and not math.isnan(estimate.low):
+                text += f" ({estimate.low:.1f} to {estimate.high:.1f})"
+            row[f"{LABELS.get(name, name.replace('_', ' '))} %"] = text
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _estimates(result: ProtocolResult) -> pd.DataFrame:
+    rows = [
+        (result.protocol.name, condition, name, e.value, e.low, e.high)
+        for condition, estimates in result.estimates.items()
+        for name, e in estimates.items()
+    ]
+    columns = ["protocol", "condition", "figure", "percent", "low", "high"]
+    return pd.DataFrame(rows, columns=columns).round(4)
+
+
+def _labelled(result: ProtocolResult, table: pd.DataFrame) -> pd.DataFrame:
+    labelled = table.copy()
+    labelled.insert(0, "protocol", result.protocol.name)
+    return labelled
+
+
+def _described(protocol: Protocol, evaluation: Evaluation) -> dict[str, Any]:
+    """A protocol in words and counts."""
+    found = [r for r in evaluation.results if r.protocol.name == protocol.name]
+    return {
+        "data": protocol.title,
+        "gallery": protocol.gallery_words,
+        "probe": protocol.probe_words,
+        "excluded_views": list(protocol.excluded_views),
+        "rules": protocol.rules(),
+        "notes": found[0].notes if found else [],
+        **({"headline": found[0].headline, **found[0].counts} if found else {}),
+    }
 
 
 def _metrics(evaluation: Evaluation, histories: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    rounded = {
-        # a view pair that cannot be compared has no figure, and JSON no NaN
-        condition: {n: round(value, 4) for n, value in values.items() if not math.isnan(value)}
-        for condition, values in evaluation.metrics.items()
-    }
-    # a single condition needs no name
-    headline = next(iter(rounded.values())) if len(rounded) == 1 else rounded
+    metrics: dict[str, Any] = {}
+    for result in evaluation.results:
+        conditions = {name: _numbers(found) for name, found in result.estimates.items()}
+        # a single condition needs no name
+        figures = next(iter(conditions.values())) if len(conditions) == 1 else conditions
+        metrics |= {result.protocol.name: figures} if metrics else figures
+    if evaluation.submission is not None:
+        how = evaluation.submission["how"].value_counts()
+        counts = {str(name).replace(" ", "_"): int(count) for name, count in how.items()}
+        metrics["submission"] = {"probes": len(evaluation.submission), **counts}
     final_p = {stage: float(h["p"].iloc[-1]) for stage, h in histories.items() if len(h)}
-    return {**headline, "p": {k: round(p, 6) for k, p in final_p.items() if not math.isnan(p)}}
+    return {**metrics, "p": {k: round(p, 6) for k, p in final_p.items() if not math.isnan(p)}}
 
 
-def _flat(metrics: dict[str, Any]) -> dict[str, float]:
+def _numbers(estimates: dict[str, Estimate]) -> dict[str, float]:
+    """Flat names; what cannot be computed has no figure, and JSON no NaN."""
+    numbers: dict[str, float] = {}
+    for name, estimate in estimates.items():
+        numbers |= {
+            name: estimate.value,
+            f"{name}_low": estimate.low,
+            f"{name}_high": estimate.high,
+        }
+    return {name: round(number, 4) for name, number in numbers.items() if not math.isnan(number)}
+
+
+def _flat(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
     flat: dict[str, float] = {}
     for name, value in metrics.items():
         if isinstance(value, dict):
-            flat |= {f"{name}_{inner}": number for inner, number in value.items()}
+            flat |= _flat(value, f"{prefix}{name}_")
         else:
-            flat[name] = value
+            flat[f"{prefix}{name}"] = value
     return flat
 
 

@@ -20,6 +20,8 @@ PARAMS_FILE = Path("params.yaml")
 Dataset = Literal["oumvlp", "casia_e"]
 DATASETS: tuple[Dataset, ...] = ("oumvlp", "casia_e")
 
+ProtocolName = Literal["view_pairs", "all_views", "hid"]
+
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 
@@ -176,13 +178,57 @@ class Finetune(Training):
     """Start from the OUMVLP checkpoint (the paper), or from scratch, for comparison."""
 
 
+class Protocols(Section):
+    """Which protocols of a dataset's layout are applied, the headline first; []: all it offers."""
+
+    oumvlp: list[ProtocolName]
+    casia_e: list[ProtocolName]
+
+    def __getitem__(self, dataset: Dataset) -> list[ProtocolName]:
+        return self.casia_e if dataset == "casia_e" else self.oumvlp
+
+
+class Reranking(Section):
+    """k-reciprocal re-ranking (Zhong et al., 2017): who is near to the same entries counts as near.
+    It looks at all probes together, so figures with and without it answer different questions."""
+
+    method: Literal["none", "k_reciprocal"]
+
+    k1: Positive
+    """Nearest entries among which reciprocal ones are looked for (entries; published: 20)."""
+
+    k2: Positive
+    """Nearest entries whose neighbourhoods are averaged (entries; published: 6)."""
+
+    original_share: Annotated[float, Field(ge=0, le=1)]
+    """Weight of the distance itself beside that of the neighbourhoods (λ, 0 to 1; published:
+    0.3)."""
+
+
+class Submission(Section):
+    """The CSV file of a competition whose probes have no labels (HID)."""
+
+    columns: Literal["videoID,subjectID", "videoID,label"]
+    """Its first line: videoID,subjectID in 2020, videoID,label since 2022."""
+
+    unknown_above: Annotated[float, Field(ge=0)]
+    """A probe whose nearest gallery entry is further than this, or that has no usable frame, gets
+    the label -1 (distance); for years that score unknown people. 0: nobody does."""
+
+
 class Evaluate(Section):
+    protocols: Protocols
+
     distance: Literal["euclidean", "strip_euclidean", "cosine"]
     """Euclidean on the flattened embedding (the paper), mean over strips of the distances per
     strip (OpenGait), or cosine on the flattened embedding."""
 
+    reranking: Reranking
+
     cmc_ranks: Annotated[int, Field(ge=5)]
     """How far the CMC curve goes (ranks)."""
+
+    submission: Submission
 
 
 class Runtime(Section):
@@ -202,6 +248,10 @@ class Runtime(Section):
     processes: Positive
     """Processes that train and embed together, on this machine: one a GPU. The batch is divided
     among them; P x K must be a multiple."""
+
+    distance_block_mib: Positive
+    """Distances that evaluate holds at a time (MiB); it works in about three times that, beside
+    one copy of the gallery."""
 
     checkpoint_every: Positive
     """Steps between two states on disk that a killed training resumes from (steps)."""

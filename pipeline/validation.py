@@ -10,19 +10,19 @@ from pipeline.batches import held_out
 from pipeline.distributed import World
 from pipeline.embedding import embed
 from pipeline.errors import PipelineError
-from pipeline.evaluation import evaluate
-from pipeline.protocols import read_protocol
+from pipeline.evaluation import rank1_by_condition
+from pipeline.protocols import read_protocols
 from pipeline.silhouette_store import SilhouetteStore
 
 
 class Validation:
-    """Measures a network on ``subjects`` held-out subjects, by the protocol of their catalogue."""
+    """Measures a network on ``subjects`` held-out subjects, by their catalogue's first protocol."""
 
     def __init__(
         self, store: SilhouetteStore, catalogue: Path, subjects: int, precision: str
     ) -> None:
         self._store, self._precision = store, precision
-        self._protocol = read_protocol(catalogue)
+        self._protocol = read_protocols(catalogue)[0]
         if not self._protocol.labelled:
             raise PipelineError(
                 f"{catalogue}: {self._protocol.title} has a protocol for unknown people, which "
@@ -50,7 +50,7 @@ class Validation:
         if not world.leads:
             return {}
         keys = self._store.index.iloc[self._numbers].reset_index(drop=True)
-        result = evaluate(keys, embeddings, self._protocol, "euclidean", cmc_ranks=5)
-        found = {f"{name}_rank1": values["rank1"] for name, values in result.metrics.items()}
+        rank1 = rank1_by_condition(keys, embeddings, self._protocol, "euclidean")
+        found = {f"{name}_rank1": value for name, value in rank1.items()}
         mean = float(np.mean(list(found.values())))
         return {"rank1": mean, **(found if len(found) > 1 else {})}

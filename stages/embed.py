@@ -17,7 +17,7 @@ from pipeline.embedding import embed
 from pipeline.embedding_file import write_embeddings
 from pipeline.errors import run_stage
 from pipeline.files import sha256
-from pipeline.protocols import read_protocol
+from pipeline.protocols import compared_by_any, read_protocols
 from pipeline.settings import Settings
 from pipeline.silhouette_store import SilhouetteStore
 
@@ -34,8 +34,8 @@ def main() -> None:
     model = GaitGL(config)
     load_weights(model, weights, checkpoint)
     store = SilhouetteStore(Path("data", dataset, "silhouettes"))
-    protocol = read_protocol(Path("data", dataset, "catalogue"))
-    compared = protocol.compares(store.index["sequence"], store.index["view"])
+    protocols = read_protocols(Path("data", dataset, "catalogue"))
+    compared = compared_by_any(protocols, store.index["sequence"], store.index["view"])
     numbers = np.flatnonzero(compared & (store.index["split"] == "test"))
     device = choose_device(settings.runtime.device)
     with joined(device) as world:

@@ -1,30 +1,57 @@
-"""Stage evaluate: rank tables, curves and figures of a dataset's test subjects.
+"""Stage evaluate: what the protocols of a dataset say about its test subjects' embeddings.
 
+Tables, curves and figures; for a competition, whose probes have no labels, submission.csv.
 python -m stages.evaluate oumvlp|casia_e
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 from pipeline.arguments import dataset_argument
+from pipeline.catalogue import read_sequences
+from pipeline.devices import choose_device
+from pipeline.distance_pass import Method, Reranking, placed
 from pipeline.embedding_file import read_embeddings
 from pipeline.errors import run_stage
-from pipeline.evaluation import evaluate
-from pipeline.protocols import read_protocol
+from pipeline.evaluation import compete, evaluate
+from pipeline.evaluation_inputs import check_inputs, chosen, refused_words
+from pipeline.protocols import read_protocols
 from pipeline.report import write_report
 from pipeline.settings import Settings
+from pipeline.silhouette_store import SilhouetteStore
+from pipeline.tables import KEY
 from pipeline.tracking import TrackedRun
 
 
 def main() -> None:
     dataset = dataset_argument()
     settings = Settings.load()
+    catalogue = Path("data", dataset, "catalogue")
+    offered = read_protocols(catalogue)
+    protocols = chosen(offered, settings.evaluate.protocols[dataset], dataset)
     keys, embeddings, made_by = read_embeddings(Path("embeddings", f"{dataset}.arrow"))
-    protocol = read_protocol(Path("data", dataset, "catalogue"))
-    evaluation = evaluate(
-        keys, embeddings, protocol, settings.evaluate.distance, settings.evaluate.cmc_ranks
+    sequences = read_sequences(catalogue, [*KEY, "split"])
+    kept = SilhouetteStore(Path("data", dataset, "silhouettes")).index
+    check_inputs(dataset, keys, embeddings, sequences, kept, protocols)
+
+    reranking = settings.evaluate.reranking
+    numbers = Reranking(reranking.k1, reranking.k2, reranking.original_share)
+    method = Method(
+        settings.evaluate.distance,
+        settings.runtime.distance_block_mib * 2**20,
+        numbers if reranking.method == "k_reciprocal" else None,
     )
+    there = placed(embeddings, choose_device(settings.runtime.device))
+    submission = settings.evaluate.submission
+    if protocols[0].labelled:
+        evaluation = evaluate(keys, there, protocols, method, settings.evaluate.cmc_ranks)
+    else:
+        evaluation = compete(keys, there, protocols[0], method, catalogue, submission.unknown_above)
+    refused = refused_words(sequences, keys, protocols[0])
+    evaluation = replace(evaluation, notes=[*evaluation.notes, *refused])
+
     histories = {
         stage: pd.read_csv(Path("models", stage, "history.csv"))
         for stage in made_by["trained_by"].split(",")
@@ -34,13 +61,7 @@ def main() -> None:
     with TrackedRun(
         "evaluate", dataset, settings.runtime.experiment, settings.flat(), upstream
     ) as run:
-        metrics = write_report(
-            folder,
-            evaluation,
-            protocol,
-            histories,
-            int(made_by["refused_test_sequences"]),
-        )
+        metrics = write_report(folder, evaluation, protocols, histories, submission.columns)
         run.log(0, metrics)
         for part in ("metrics.json", "tables", "figures"):
             run.artifact(folder / part)

@@ -11,7 +11,7 @@ from pipeline.catalogue import write_catalogue
 from pipeline.errors import run_stage
 from pipeline.files import new_folder
 from pipeline.ingestion import ingest
-from pipeline.protocols import write_protocol
+from pipeline.protocols import write_protocols
 from pipeline.settings import Settings
 
 
@@ -27,7 +27,7 @@ def main() -> None:
     )
     with new_folder(Path("data", dataset, "catalogue")) as folder:
         write_catalogue(folder, catalogue.sequences, catalogue.refusals, catalogue.release)
-        write_protocol(folder, catalogue.protocol)
+        write_protocols(folder, catalogue.protocols)
 
 
 if __name__ == "__main__":

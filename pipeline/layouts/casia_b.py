@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 
 from pipeline.layouts.layout import FRAME, Layout
-from pipeline.protocols import Protocol
+from pipeline.protocols import in_view_pairs_and_all_views
 
 
 class CasiaB(Layout):
@@ -17,7 +17,7 @@ class CasiaB(Layout):
         rf"{FRAME}\.(?i:png)$"
     )
     split_words = "subjects 001-074 train, 075-124 are the test"
-    protocol = Protocol(
+    protocols = in_view_pairs_and_all_views(
         title="CASIA-B",
         gallery=("nm-01", "nm-02", "nm-03", "nm-04"),
         probes={
@@ -27,6 +27,7 @@ class CasiaB(Layout):
         },
         gallery_words="nm-01 to nm-04",
         probe_words="nm-05, nm-06; bg-01, bg-02; cl-01, cl-02",
+        views=tuple(f"{angle:03}" for angle in range(0, 181, 18)),
     )
     expected: Mapping[str, int] = {
         "subjects": 124,

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from pipeline.layouts.layout import FRAME, Key, Layout
-from pipeline.protocols import Protocol
+from pipeline.protocols import in_view_pairs_and_all_views
 
 
 def _sequences(scenes: tuple[str, ...], condition: str) -> tuple[str, ...]:
@@ -25,18 +25,6 @@ class CasiaERelease(Layout):
         r"(?:^|/)(?P<subject>\d{3,4})/(?P<height>[HL])/(?P<scene>scene[123]|scene3_s)/"
         rf"(?P<condition>nm|bg|cl)/(?P<view>\d{{3}})/(?P<number>\d+)/{FRAME}\.(?i:jpe?g)$"
     )
-    # OpenGait's protocol
-    protocol = Protocol(
-        title="CASIA-E",
-        gallery=_sequences(("scene1",), "nm"),
-        probes={
-            condition.upper(): _sequences(("scene2", "scene3", "scene3_s"), condition)
-            for condition in ("nm", "bg", "cl")
-        },
-        gallery_words="{H,L}-scene1-nm-{1,2}",
-        probe_words="{H,L}-{scene2,scene3,scene3_s}-{nm,bg,cl}-{1,2}",
-        excluded_views=("270",),
-    )
 
     def __init__(self, root: Path, keys: Collection[Key], split: str) -> None:
         # the height is part of the sequence's name; a few walks have the fourteenth view, 270
@@ -45,9 +33,25 @@ class CasiaERelease(Layout):
         if self._opengait:
             self.split_words = "OpenGait's: subjects 1-200 train, the rest is the test"
             self.expected |= {"train_subjects": 200, "test_subjects": 814}
+            title = "CASIA-E, OpenGait's split 200/814"
         else:
+            title = "CASIA-E, release split 500/114/400"
             self.split_words = "subjects 1-500 train, 501-614 validate, the rest is the test"
             self.expected |= {"train_subjects": 500, "val_subjects": 114, "test_subjects": 400}
+        # OpenGait's gallery and probes, in either split
+        self.protocols = in_view_pairs_and_all_views(
+            title=title,
+            gallery=_sequences(("scene1",), "nm"),
+            probes={
+                condition.upper(): _sequences(("scene2", "scene3", "scene3_s"), condition)
+                for condition in ("nm", "bg", "cl")
+            },
+            gallery_words="{H,L}-scene1-nm-{1,2}",
+            probe_words="{H,L}-{scene2,scene3,scene3_s}-{nm,bg,cl}-{1,2}",
+            views=tuple(f"{angle:03}" for angle in range(0, 181, 15)),
+            excluded_views=("270",),
+            excluded_words="scene1 with bag or coat, walks past the second",
+        )
 
     @classmethod
     def key(cls, path: str) -> Key | None:

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 
 from pipeline.errors import PipelineError
 from pipeline.layouts.layout import FRAME, Key, Layout
-from pipeline.protocols import Protocol, named
+from pipeline.protocols import in_view_pairs_and_all_views, named
 from pipeline.releases import DESCRIPTION
 from pipeline.settings import Section, explain, read_yaml
 
@@ -64,13 +64,16 @@ class Generic(Layout):
             for part in ("train", "val", "test")
             if part in self._split.values()
         )
-        self.protocol = Protocol(
+        both = in_view_pairs_and_all_views(
             title="own data",
             gallery=tuple(gallery),
             probes={condition: tuple(names) for condition, names in probes.items()},
             gallery_words=_few(gallery),
             probe_words="; ".join(f"{c}: {_few(names)}" for c, names in probes.items()),
         )
+        views = {view for subject, _, view in keys if self._split[subject] == "test"}
+        # seen from one side only, nobody is left once a subject's own view is excluded
+        self.protocols = both if len(views) > 1 else both[:1]
 
     def split(self, subject: str, sequence: str) -> str:
         return self._split[subject]

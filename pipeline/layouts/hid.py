@@ -19,13 +19,17 @@ class Hid(Layout):
         rf"|test_probe/(?P<video>[^/]+))/{FRAME}\.(?i:png|jpe?g)$"
     )
     split_words = "train trains, test_gallery and test_probe are the test"
-    protocol = Protocol(
-        title="HID",
-        gallery=("gallery-*",),
-        probes={"all": ("probe",)},
-        gallery_words="test_gallery",
-        probe_words="test_probe",
-        labelled=False,
+    protocols = (
+        Protocol(
+            "hid",
+            title="HID",
+            gallery=("gallery-*",),
+            probes={"all": ("probe",)},
+            gallery_words="test_gallery",
+            probe_words="test_probe",
+            gallery_views="all",
+            labelled=False,
+        ),
     )
     expected: Mapping[str, int] = {"train_subjects": 500}
 
@@ -38,6 +42,13 @@ class Hid(Layout):
             return match["video"], "probe", VIEW
         part = match["part"].removeprefix("test_")
         return match["subject"], f"{part}-{match['hash']}", VIEW
+
+    @classmethod
+    def key_of_folder(cls, folder: str) -> Key | None:
+        """As for every layout; also whose folder lies above, for a probe needs its row in the
+        submission even if all its frames lie too deep."""
+        probe = re.search(r"(?:^|/)test_probe/(?P<video>[^/]+)(?:/|$)", folder)
+        return (probe["video"], "probe", VIEW) if probe else super().key_of_folder(folder)
 
     def split(self, subject: str, sequence: str) -> str:
         return "train" if sequence.startswith("train-") else "test"

@@ -35,7 +35,8 @@ class Layout:
     """Groups subject, sequence, view; any folders may come before."""
 
     split_words: str
-    protocol: Protocol
+    protocols: tuple[Protocol, ...]
+    """At least one; the first gives the headline."""
 
     expected: Mapping[str, int]
     """Counts of the whole release, under the names that the ingest report gives them."""

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 
 from pipeline.layouts.layout import FRAME, Layout
-from pipeline.protocols import Protocol
+from pipeline.protocols import in_view_pairs_and_all_views
 
 
 class OumvlpRelease(Layout):
@@ -16,12 +16,13 @@ class OumvlpRelease(Layout):
         rf"{FRAME}\.(?i:png)$"
     )
     split_words = "odd subjects up to 10305 train, even ones and 10307 are the test"
-    protocol = Protocol(
+    protocols = in_view_pairs_and_all_views(
         title="OUMVLP",
         gallery=("01",),
         probes={"all": ("00",)},
         gallery_words="sequence 01",
         probe_words="sequence 00",
+        views=tuple(f"{angle:03}" for angle in (*range(0, 91, 15), *range(180, 271, 15))),
     )
     expected: Mapping[str, int] = {
         "subjects": 10_307,

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from gaitgl.distances import distance_blocks
 from gaitgl.retrieval import (
     cross_view_gallery,
     cross_view_table,
-    distance_blocks,
     first_match_rank,
     mean_per_probe_view,
     mean_without_diagonal,

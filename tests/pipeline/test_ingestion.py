@@ -281,7 +281,7 @@ def test_either_dataset_may_be_the_others(
         other.sequences.drop(columns="dataset"), own.sequences.drop(columns="dataset")
     )
     assert set(other.sequences["dataset"]) == {"casia_e"}
-    assert other.protocol == own.protocol
+    assert other.protocols == own.protocols
     said = capsys.readouterr().out
     assert "casia_e: OUMVLP, release (Silhouette_<view>-<sequence>/" in said
     assert "casia_e: this is not how casia_e is handed out: OUMVLP takes its place" in said

@@ -18,7 +18,7 @@ from pipeline.checkpoints import read_checkpoint
 from pipeline.errors import PipelineError, Stopped
 from pipeline.files import sha256
 from pipeline.layouts.oumvlp_release import OumvlpRelease
-from pipeline.protocols import write_protocol
+from pipeline.protocols import write_protocols
 from pipeline.settings import Dataset, Settings
 from pipeline.silhouette_store import SilhouetteStore
 from pipeline.tracking import tracking_uri
@@ -390,7 +390,7 @@ def test_validation_is_a_curve_that_changes_nothing_else(
     assert not [name for name in first.data.metrics if "validation" in name]
     measured = {**without, "pretrain.validate_every": 5}
     Path("catalogue").mkdir()
-    write_protocol(Path("catalogue"), OumvlpRelease.protocol)
+    write_protocols(Path("catalogue"), OumvlpRelease.protocols)
     run(stores, tmp_path / "with", Settings.load(project(measured) / "params.yaml"))
     assert files(tmp_path / "with") == files(tmp_path / "without")
     (second,) = (found for found in runs() if found.info.run_id != first.info.run_id)

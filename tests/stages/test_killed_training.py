@@ -17,7 +17,7 @@ from mlflow.tracking import MlflowClient
 
 from pipeline.layouts.casia_e_release import CasiaERelease
 from pipeline.layouts.oumvlp_release import OumvlpRelease
-from pipeline.protocols import write_protocol
+from pipeline.protocols import write_protocols
 from pipeline.settings import Dataset
 from pipeline.silhouette_store import SilhouetteStore
 from tests.small_project import Project, copy_project
@@ -39,12 +39,12 @@ def new_project(
 
     def make(**changes: object) -> Project:
         project = copy_project(tmp_path_factory.mktemp("killed"))
-        protocols = {"oumvlp": OumvlpRelease.protocol, "casia_e": CasiaERelease.protocol}
-        for dataset, protocol in protocols.items():
+        layouts = {"oumvlp": OumvlpRelease, "casia_e": CasiaERelease}
+        for dataset, layout in layouts.items():
             data = project.folder / "data" / dataset
             shutil.copytree(stores[dataset].folder, data / "silhouettes")
             (data / "catalogue").mkdir()
-            write_protocol(data / "catalogue", protocol)
+            write_protocols(data / "catalogue", layout(Path(), [], "release").protocols)
         shutil.copy(migrated_database, project.folder / "mlflow.db")
         project.change(
             model__channels=[2, 2, 4, 4, 4, 4],

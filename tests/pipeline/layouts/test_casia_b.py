@@ -10,7 +10,7 @@ from pipeline.catalogue import read_sequences, write_catalogue
 from pipeline.ingestion import ingest
 from pipeline.layouts.casia_b import CasiaB
 from pipeline.normalizing import normalize
-from pipeline.protocols import read_protocol, write_protocol
+from pipeline.protocols import read_protocols, write_protocols
 from pipeline.silhouette_store import SilhouetteStore
 
 SEQUENCES = [
@@ -32,7 +32,7 @@ def test_the_published_split() -> None:
 
 
 def test_every_sequence_is_gallery_or_probe_of_its_condition() -> None:
-    protocol = CasiaB.protocol
+    protocol = CasiaB.protocols[0]
     assert [*protocol.gallery, *protocol.all_probes] == SEQUENCES
     for condition, sequences in protocol.probes.items():
         assert {name[:2] for name in sequences} == {condition.lower()}
@@ -86,8 +86,8 @@ def test_from_what_was_downloaded_to_silhouettes(
     folder = tmp_path / "catalogue"
     folder.mkdir()
     write_catalogue(folder, catalogue.sequences, catalogue.refusals, catalogue.release)
-    write_protocol(folder, catalogue.protocol)
-    assert read_protocol(folder) == CasiaB.protocol
+    write_protocols(folder, catalogue.protocols)
+    assert read_protocols(folder) == CasiaB.protocols
     release = json.loads((folder / "release.json").read_text(encoding="utf-8"))
     assert release["layout"] == "CASIA-B"
     assert release["files_seen"] == len(files) + 1
@@ -102,7 +102,7 @@ def test_from_what_was_downloaded_to_silhouettes(
         walk = store.read(number)
         assert walk.shape == (3, 64, 44)
         assert walk.max() == 255
-    compared = CasiaB.protocol.compares(store.index["sequence"], store.index["view"])
+    compared = CasiaB.protocols[0].compares(store.index["sequence"], store.index["view"])
     assert compared.all()
 
 

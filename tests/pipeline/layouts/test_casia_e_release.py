@@ -23,7 +23,7 @@ def test_the_published_splits(setting: str, train: int, val: int, test: int) -> 
 
 
 def test_the_protocol_is_opengaits() -> None:
-    protocol = CasiaERelease.protocol
+    protocol = CasiaERelease(Path(), [], "release").protocols[0]
     assert set(protocol.gallery) == {
         "H-scene1-nm-1",
         "H-scene1-nm-2",
@@ -64,11 +64,11 @@ def test_from_every_container(
         for i in range(2)
     }
     pack(tmp_path, files)
-    sequences, refusals, release, protocol = ingest("casia_e", tmp_path, "release", workers=0)
+    sequences, refusals, release, protocols = ingest("casia_e", tmp_path, "release", workers=0)
     assert divided(sequences) == {
         split: {(subject, "H-scene1-nm-1", "090"), (subject, "L-scene3_s-cl-2", "090")}
         for split, subject in (("train", "001"), ("val", "501"), ("test", "1014"))
     }
     assert refusals.empty
     assert (release.layout, release.files_seen) == (CasiaERelease.name, 12)
-    assert protocol == CasiaERelease.protocol
+    assert protocols == CasiaERelease(tmp_path, [], "release").protocols

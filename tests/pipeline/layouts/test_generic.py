@@ -58,15 +58,16 @@ def test_from_every_container(
     suffix: str,
 ) -> None:
     pack(tmp_path, {**files(frame(suffix.lower()), suffix), "alice/walk 1/notes.txt": b"x"})
-    sequences, refusals, release, protocol = ingest("oumvlp", tmp_path, "published", workers=0)
+    sequences, refusals, release, protocols = ingest("oumvlp", tmp_path, "published", workers=0)
     assert divided(sequences) == {
         split: {(n, s, v) for n in names for s in SEQUENCES for v in ("front", "left side")}
         for split, names in (("train", ["alice", "bob"]), ("test", ["carol", "dave"]))
     }
     assert refusals["reason"].tolist() == ["not a frame's name"]
     assert (release.layout, release.files_seen, release.expected) == ("generic", 49, {})
-    assert protocol.gallery == ("walk 1",)
-    assert protocol.probes == {"all": ("walk 2", "with bag")}
+    for protocol in protocols:
+        assert protocol.gallery == ("walk 1",)
+        assert protocol.probes == {"all": ("walk 2", "with bag")}
     said = capsys.readouterr().out
     assert "generic (<subject>/<sequence>/<view>/<frame>.(png|jpg|jpeg|bmp), any names)" in said
     assert "own data takes its place" in said
@@ -86,7 +87,7 @@ def test_a_description_is_followed(
         probes: {BG: [with bag]}
         """
     )
-    sequences, refusals, release, protocol = ingest("casia_e", tmp_path, "release", workers=0)
+    sequences, refusals, release, protocols = ingest("casia_e", tmp_path, "release", workers=0)
     assert {split: {key[0] for key in rows} for split, rows in divided(sequences).items()} == {
         "train": {"dave"},
         "val": {"bob"},
@@ -94,10 +95,11 @@ def test_a_description_is_followed(
     }
     assert refusals.empty  # the description is no data
     assert release.files_seen == 48
-    assert protocol.gallery == ("walk*",)
-    assert protocol.probes == {"BG": ("with bag",)}
     test = sequences[sequences["split"] == "test"]
-    assert protocol.compares(test["sequence"], test["view"]).all()
+    for protocol in protocols:
+        assert protocol.gallery == ("walk*",)
+        assert protocol.probes == {"BG": ("with bag",)}
+        assert protocol.compares(test["sequence"], test["view"]).all()
     said = capsys.readouterr().out
     assert "split: dataset.yaml: train: dave, val: bob, test: alice, carol; " in said
     assert "gallery: walk*; probes: BG: with bag" in said

@@ -61,16 +61,17 @@ def test_from_every_container(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     pack(tmp_path, release(frame(".jpg")))
-    sequences, refusals, found, protocol = ingest("casia_e", tmp_path, "release", workers=0)
+    sequences, refusals, found, protocols = ingest("casia_e", tmp_path, "release", workers=0)
     assert divided(sequences) == EXPECTED
     assert refusals.empty
     assert (found.layout, found.files_seen) == (Hid.name, 14)
-    assert protocol == Hid.protocol
+    assert protocols == Hid.protocols
+    (protocol,) = protocols
     assert not protocol.labelled
     test = sequences[sequences["split"] == "test"]
     assert protocol.compares(test["sequence"], test["view"]).all()
     said = capsys.readouterr().out
-    assert "the 2 probes have no labels" in said
+    assert "the 2 probes with frames have no labels" in said
     assert "takes its place" not in said
     assert "no gallery sequence" not in said  # nobody knows
 

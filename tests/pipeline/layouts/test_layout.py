@@ -1,5 +1,7 @@
 """What holds for every layout, and for all of them together."""
 
+from pathlib import Path
+
 import pytest
 
 from pipeline.layouts import LAYOUTS, recognise
@@ -48,6 +50,6 @@ def test_every_layout_is_listed_once_and_the_one_that_fits_everything_last() -> 
 
 @pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout is not Generic])
 def test_nothing_is_gallery_and_probe(layout: type[Layout]) -> None:
-    protocol = layout.protocol
-    assert not set(named(protocol.gallery, protocol.all_probes))
-    assert len(protocol.all_probes) == len(set(protocol.all_probes))
+    for protocol in layout(Path(), [], "release").protocols:
+        assert not set(named(protocol.gallery, protocol.all_probes))
+        assert len(protocol.all_probes) == len(set(protocol.all_probes))

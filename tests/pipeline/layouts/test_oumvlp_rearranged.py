@@ -26,11 +26,11 @@ def test_from_every_container(
         for i in range(2)
     }
     pack(tmp_path, files)
-    sequences, refusals, release, protocol = ingest("oumvlp", tmp_path, "published", workers=0)
+    sequences, refusals, release, protocols = ingest("oumvlp", tmp_path, "published", workers=0)
     assert divided(sequences) == {
         "train": {("00001", "00", "090"), ("00001", "01", "090")},
         "test": {("10307", "00", "090"), ("10307", "01", "090")},
     }
     assert refusals.empty
     assert (release.layout, release.files_seen) == (OumvlpRearranged.name, 8)
-    assert protocol.title == "OUMVLP"
+    assert protocols[0].title == "OUMVLP"

@@ -35,7 +35,7 @@ def test_the_split_is_the_expected_one() -> None:
 
 
 def test_sequence_00_is_compared_with_01() -> None:
-    protocol = OumvlpRelease.protocol
+    protocol = OumvlpRelease.protocols[0]
     assert protocol.gallery == ("01",)
     assert protocol.all_probes == ("00",)
     assert protocol.excluded_views == ()
@@ -67,7 +67,7 @@ def test_from_every_container(
         for i in range(3)
     }
     pack(tmp_path, files)
-    sequences, refusals, release, protocol = ingest("oumvlp", tmp_path, "published", workers=0)
+    sequences, refusals, release, protocols = ingest("oumvlp", tmp_path, "published", workers=0)
     assert divided(sequences) == {
         split: {(subject, s, v) for s in ("00", "01") for v in ("000", "090")}
         for split, subject in (("train", "00001"), ("test", "00002"))
@@ -76,4 +76,4 @@ def test_from_every_container(
     assert refusals.empty
     assert (release.layout, release.files_seen) == (OumvlpRelease.name, 24)
     assert release.expected == OumvlpRelease.expected
-    assert protocol == OumvlpRelease.protocol
+    assert protocols == OumvlpRelease.protocols

@@ -1,0 +1,121 @@
+"""Distances between embeddings, a block of probes at a time: no matrix of all pairs anywhere."""
+
+from collections.abc import Iterator
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+Distance = Literal["euclidean", "strip_euclidean", "cosine"]
+Embeddings = Tensor | NDArray[Any]
+Blocks = Iterator[tuple[slice, NDArray[np.float32]]]
+"""Of some probes (a slice of all of them) the distances to the whole gallery, [b, m] on the CPU;
+whoever receives a block may write into it."""
+
+BLOCK_BYTES = 32 * 2**20
+TILE_BYTES = 2**20
+"""Of a block of distances, what is worked on at once, so that it stays in a core's cache."""
+
+
+def distance_blocks(
+    embeddings: Embeddings,
+    probe_rows: NDArray[np.int64],
+    gallery_rows: NDArray[np.int64],
+    distance: Distance,
+    block_bytes: int = BLOCK_BYTES,
+) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    """Distances from probes to the gallery, a few probes at a time.
+
+    Args:
+        embeddings: [n, c, strips]; distances are computed in float32 where they lie.
+        probe_rows [p], gallery_rows [m]: row numbers.
+        distance: "euclidean" of the flattened vectors (the paper); "strip_euclidean", the mean of
+            the strips' Euclidean distances (OpenGait); or "cosine", the Euclidean distance of the
+            flattened vectors scaled to length 1, which ranks as 1 - cosine does.
+        block_bytes: size of a block of distances in bytes, at least one probe's; working memory is
+            about three times that, and one float32 copy of the gallery.
+
+    Yields:
+        (rows, distances): a slice of `probe_rows`, and float32 [b, m] on the CPU.
+
+    Raises:
+        ValueError: the distance is unknown or a value is not finite.
+    """
+    gallery = _take(embeddings, gallery_rows, distance)  # [s, m, k]; s = 1 if flattened
+    # Distances stay as they are when everything is moved to the gallery's centre, and the
+    # subtraction |a|^2 + |b|^2 - 2ab then cancels fewer digits.
+    centre = gallery.mean(dim=1, keepdim=True)  # [s, 1, k]
+    gallery -= centre
+    gallery_squared = torch.einsum("smk,smk->sm", gallery, gallery)  # [s, m]
+    step = max(1, block_bytes // (4 * len(gallery_rows)))
+    # each strip goes over its distances several times: on a CPU, let them stay in the cache
+    tile = len(gallery_rows)
+    if len(gallery) > 1 and gallery.device.type == "cpu":
+        tile = max(1, TILE_BYTES // (4 * step))
+    for start in range(0, len(probe_rows), step):
+        rows = slice(start, min(start + step, len(probe_rows)))
+        probes = _take(embeddings, probe_rows[rows], distance) - centre  # [s, b, k]
+        probes_squared = torch.einsum("sbk,sbk->sb", probes, probes)  # [s, b]
+        total = torch.empty(probes.shape[1], gallery.shape[1], device=probes.device)  # [b, m]
+        for first in range(0, len(gallery_rows), tile):
+            columns = slice(first, first + tile)
+            total[:, columns] = _summed_distances(
+                probes, probes_squared, gallery[:, columns], gallery_squared[:, columns]
+            )
+        yield rows, total.div_(len(gallery)).cpu().numpy()
+
+
+def pair_distances(
+    embeddings: Embeddings,
+    first: NDArray[np.int64],
+    second: NDArray[np.int64],
+    distance: Distance,
+    block_bytes: int = BLOCK_BYTES,
+) -> NDArray[np.float32]:
+    """Distances of single pairs of rows: row numbers [q], [q] -> [q].
+
+    From the differences themselves, so that they differ from `distance_blocks`' in the last digits;
+    arguments and errors as there.
+    """
+    result = np.empty(len(first), np.float32)
+    step = max(1, block_bytes // (8 * embeddings.shape[1] * embeddings.shape[2]))
+    for start in range(0, len(first), step):
+        part = slice(start, start + step)
+        apart = _take(embeddings, first[part], distance) - _take(
+            embeddings, second[part], distance
+        )  # [s, b, k]
+        result[part] = torch.linalg.vector_norm(apart, dim=2).mean(dim=0).cpu().numpy()
+    return result
+
+
+def _summed_distances(a: Tensor, a_squared: Tensor, b: Tensor, b_squared: Tensor) -> Tensor:
+    """Distances added up over strips: [s, n, k], [s, n], [s, m, k], [s, m] -> [n, m]."""
+    total = torch.zeros(a.shape[1], b.shape[1], device=a.device)
+    for x, x2, y, y2 in zip(a, a_squared, b, b_squared, strict=True):
+        total += torch.addmm(x2[:, None] + y2, x, y.mT, alpha=-2).clamp_(min=0).sqrt_()
+    return total
+
+
+def _take(embeddings: Embeddings, rows: NDArray[np.int64], distance: Distance) -> Tensor:
+    """A fresh float32 copy of some rows, laid out for the distance: [s, len(rows), k]."""
+    if distance not in get_args(Distance):
+        raise ValueError(f"distance: expected one of {get_args(Distance)}, got {distance!r}")
+    if isinstance(embeddings, Tensor):
+        chosen = embeddings.detach()[torch.as_tensor(rows, device=embeddings.device)].float()
+    else:
+        chosen = torch.from_numpy(np.asarray(embeddings[rows], np.float32))
+    low, high = chosen.flatten(1).aminmax(dim=1)  # [len(rows)] each; NaN stays NaN
+    finite = low.isfinite() & high.isfinite()
+    if not finite.all():
+        bad = rows[(~finite).cpu().numpy()]
+        raise ValueError(
+            f"embeddings: {len(bad)} of the {len(rows)} rows looked at hold NaN or infinite values "
+            f"(first: row {bad[0]}); the network that made them has diverged"
+        )
+    if distance == "strip_euclidean":
+        return chosen.permute(2, 0, 1).contiguous()  # [strips, rows, c]
+    flat = chosen.reshape(1, len(rows), -1)  # [1, rows, c * strips]
+    return F.normalize(flat, dim=2) if distance == "cosine" else flat

@@ -1,0 +1,169 @@
+"""Two reports on the same probes: which figures changed, and whether chance alone would do it."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipeline.errors import PipelineError, listing
+from pipeline.estimates import Estimate, figures
+from pipeline.probe_table import Probes, read_probes
+from pipeline.tables import KEY
+
+PLACE = Path("tables", "probes.parquet")
+"""Below a report's folder."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A figure of two reports, in %."""
+
+    protocol: str
+    condition: str
+    figure: str
+    before: float
+    after: float
+    difference: Estimate
+    """``after`` less ``before``, with the interval of their paired bootstrap over subjects."""
+
+    @property
+    def verdict(self) -> str:
+        """Whether the change is real: its interval does not hold 0."""
+        if math.isnan(self.difference.low):
+            return "no interval"
+        if self.before == self.after and self.difference.low == self.difference.high == 0:
+            return "no change"
+        if self.difference.low > 0 or self.difference.high < 0:
+            return "the change is real"
+        return "may be chance"
+
+
+def compare(before: Path, after: Path) -> list[Change]:
+    """Changes of every figure that both reports have.
+
+    ``before`` and ``after`` are reports' folders, or their tables of probes. PipelineError where
+    they do not have the same protocols, conditions and probes.
+    """
+    one, other = (_read(path) for path in (before, after))
+    _check(before, after, one, other)
+    changes = []
+    for first, second in zip(one, other, strict=True):
+        for condition in first.table["condition"].unique():
+            figures_before = figures(first, condition)
+            figures_after = figures(_in_order_of(first, second), condition)
+            changes += [
+                Change(
+                    first.protocol.name,
+                    condition,
+                    name,
+                    figure.value,
+                    figures_after[name].value,
+                    figure.change_to(figures_after[name]),
+                )
+                for name, figure in figures_before.items()
+                if name in figures_after
+            ]
+    return changes
+
+
+def text_of(changes: list[Change]) -> str:
+    """Changes as a table for people, and a sentence on how to read it."""
+    rows = [
+        {
+            "protocol": change.protocol,
+            "condition": change.condition,
+            "figure": change.figure,
+            "A %": f"{change.before:.2f}",
+            "B %": f"{change.after:.2f}",
+            "B - A": f"{change.difference.value:+.2f}",
+            "95 % interval": _between(change.difference),
+            "": change.verdict,
+        }
+        for change in changes
+    ]
+    return (
+        f"{pd.DataFrame(rows).to_string(index=False)}\n"
+        "Interval: of the difference, had other subjects walked as probes (paired bootstrap, 1000 "
+        "draws);\nreal: 0 is not in it. Of many figures that did not change, one in twenty looks "
+        "so by chance."
+    )
+
+
+def json_of(changes: list[Change]) -> str:
+    tree: list[dict[str, Any]] = [
+        {
+            "protocol": change.protocol,
+            "condition": change.condition,
+            "figure": change.figure,
+            "a": _number(change.before),
+            "b": _number(change.after),
+            "difference": _number(change.difference.value),
+            "low": _number(change.difference.low),
+            "high": _number(change.difference.high),
+            "verdict": change.verdict,
+        }
+        for change in changes
+    ]
+    return json.dumps(tree, indent=2)
+
+
+def _read(path: Path) -> list[Probes]:
+    return read_probes(path / PLACE if path.is_dir() else path)
+
+
+def _check(before: Path, after: Path, one: list[Probes], other: list[Probes]) -> None:
+    """PipelineError unless both hold the same probes, compared in the same way."""
+    problems = []
+    protocols = [[probes.protocol for probes in report] for report in (one, other)]
+    if protocols[0] != protocols[1]:
+        said = [", ".join(f"{p.name} of {p.title}" for p in report) for report in protocols]
+        also = "" if said[0] != said[1] else ", whose gallery, probes or views differ"
+        problems.append(f"protocols: {said[0]} in A, {said[1]} in B{also}")
+    views = [[probes.views for probes in report] for report in (one, other)]
+    if views[0] != views[1] and not problems:
+        problems.append(f"views: {views[0]} in A, {views[1]} in B")
+    for (name, first), (_, second) in zip(_named(one), _named(other), strict=False):
+        gone, new = (sorted(a - b) for a, b in ((first, second), (second, first)))
+        for keys, here, there in ((gone, "A", "B"), (new, "B", "A")):
+            if keys:
+                names = [" ".join(key) for key in keys]
+                problems.append(
+                    f"{name}: {len(keys)} of {len(first if here == 'A' else second)} probes are in "
+                    f"{here} alone, not in {there}:\n{listing(names, 5)}"
+                )
+    if problems:
+        text = "\n".join(problems)
+        raise PipelineError(
+            f"A = {before}, B = {after}: only reports on the same probes can be compared.\n{text}"
+        )
+
+
+def _named(report: list[Probes]) -> list[tuple[str, set[tuple[str, ...]]]]:
+    """Name of each protocol, and its probes with their condition."""
+    return [
+        (
+            probes.protocol.name,
+            set(probes.table[["condition", *KEY]].itertuples(index=False, name=None)),
+        )
+        for probes in report
+    ]
+
+
+def _in_order_of(first: Probes, second: Probes) -> Probes:
+    """The second one's rows in the order of the first one's."""
+    names = ["condition", *KEY]
+    table = first.table[names].merge(second.table, "left", names, validate="one_to_one")
+    return Probes(second.protocol, second.views, table, second.impostor_pairs)
+
+
+def _between(estimate: Estimate) -> str:
+    if math.isnan(estimate.low):
+        return "-"
+    return f"{estimate.low:+.2f} to {estimate.high:+.2f}"
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else round(value, 4)

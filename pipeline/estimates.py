@@ -1,0 +1,229 @@
+"""Figures of a report from the table of its probes, with the bootstrap over subjects."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from gaitgl.bootstrap import interval, mean_draws, open_set_draws, view_pair_mean_draws
+from gaitgl.verification import FARS, Verification, equal_error_rate, open_set
+from pipeline.probe_table import Probes
+
+Values = npt.NDArray[np.float64]
+
+RANKS = (1, 5, 10, 20)
+"""The k of the rank-k that are figures."""
+
+FPIR = 0.01
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure in %, and its 95 % bootstrap interval over the probes' subjects.
+
+    The ends are NaN where there is none: a single subject, or a figure that no interval is
+    computed for.
+    """
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure in %, and in each draw of subjects; no draws where none are made."""
+
+    value: float
+    draws: Values | None = None
+
+    def estimate(self) -> Estimate:
+        return _estimate(self.value, self.draws)
+
+    def change_to(self, other: "Figure") -> Estimate:
+        """Another one's, on the same probes, less this one: the draws are paired."""
+        if self.draws is None or other.draws is None:
+            return Estimate(other.value - self.value)
+        return _estimate(other.value - self.value, other.draws - self.draws)
+
+
+def figures(probes: Probes, condition: str) -> dict[str, Figure]:
+    """Figures of a condition under their names.
+
+    One that the data is too small for is left out: NaN is none.
+    """
+    rows = probes.of(condition)
+    if probes.protocol.gallery_views == "each":
+        found = _in_view_pairs(rows, probes.views)
+    else:
+        found = {
+            **_in_all_views(rows, probes.views),
+            **_verification(rows, probes.impostor_pairs[condition]),
+            **_open_set(rows),
+        }
+    single = rows["subject"].nunique() < 2
+    return {
+        name: Figure(100 * value, None if single or draws is None else 100 * draws)
+        for name, (value, draws) in found.items()
+        if not math.isnan(value)
+    }
+
+
+def rank1_by_view(probes: Probes, condition: str) -> Values:
+    """Rank-1 in % of all probes: [probe view, gallery view], or [probe view] in one gallery of all
+    views; NaN where nothing is compared."""
+    rows = probes.of(condition)
+    ranks = _ranks(rows)
+    hits = np.where(ranks >= 0, _within(ranks, 1), np.nan)
+    table = 100 * _cells(hits, rows["view"].to_numpy(str), probes.views)
+    return table if probes.protocol.gallery_views == "each" else table[:, 0]
+
+
+def cmc(probes: Probes, condition: str, ranks: Iterable[int]) -> list[float]:
+    """Rank-k in % of all probes for each k, identical views left out where there are others."""
+    rows = probes.of(condition)
+    found, probe_views = _ranks(rows), rows["view"].to_numpy(str)
+    counted = found >= 0
+    if probes.protocol.gallery_views == "each" and len(probes.views) > 1:
+        counted &= ~_own_view(rows, probes.views)
+    hits = (np.where(counted, _within(found, k), np.nan) for k in ranks)
+    return [100 * float(_mean(_cells(hit, probe_views, probes.views).ravel())) for hit in hits]
+
+
+_Found = dict[str, tuple[float, Values | None]]
+"""Name, share from 0 to 1, and that in each draw."""
+
+
+def _in_view_pairs(rows: pd.DataFrame, views: list[str]) -> _Found:
+    """Means over pairs of views."""
+    ranks, own = _ranks(rows), _own_view(rows, views)  # [p, V] each
+    probe_views, subjects = rows["view"].to_numpy(str), rows["subject"].to_numpy(str)
+    found: _Found = {}
+    for suffix, counted in (
+        ("", ~own & (ranks >= 0)),
+        ("_matched_probes", ~own & (ranks > 0)),
+        ("_with_identical_views", ranks >= 0),
+    ):
+        for k in RANKS:
+            hits = np.where(counted, _within(ranks, k), np.nan)
+            draws = None
+            if suffix != "_with_identical_views":
+                draws = view_pair_mean_draws(hits, probe_views, np.array(views), subjects)
+            elif len(views) == 1:  # it is the headline there
+                draws = mean_draws(hits[:, 0], subjects)
+            value = _mean(_cells(hits, probe_views, views).ravel())
+            found[f"rank{k}{suffix}"] = float(value), draws
+    return found
+
+
+def _in_all_views(rows: pd.DataFrame, views: list[str]) -> _Found:
+    """Means over probe views of what the probes of a view find."""
+    ranks, own = _ranks(rows)[:, 0], _own_view(rows, views)  # [p], [p, V]
+    subjects = rows["subject"].to_numpy(str)
+    each = {f"rank{k}": _within(ranks, k).astype(np.float64) for k in RANKS}
+    each["map"] = rows["average_precision"].to_numpy(np.float64)
+    each["minp"] = rows["inverse_negative_penalty"].to_numpy(np.float64)
+    found: _Found = {}
+    for name, values in each.items():
+        for suffix, unmatched in (("", 0.0), ("_matched_probes", np.nan)):
+            counted = np.where(ranks > 0, values, unmatched)[:, None]  # [p, 1]
+            by_view = mean_draws(np.where(own, counted, np.nan), subjects)  # [draws, V]
+            value = _mean(_cells(counted, rows["view"].to_numpy(str), views).ravel())
+            found[f"{name}{suffix}"] = float(value), _mean(by_view)
+    return found
+
+
+def _verification(rows: pd.DataFrame, impostor_pairs: int) -> _Found:
+    """EER, and TAR at each FAR that there are impostor pairs enough for.
+
+    A draw of subjects draws genuine pairs; impostors are those of all probes.
+    """
+    far = _padded(rows["genuine_far"])  # [p, R]
+    count = (~np.isnan(far)).sum(axis=1)  # [p]
+    if not count.any() or not impostor_pairs:
+        return {}
+    rates = [rate for rate in FARS if int(rate * impostor_pairs + 1e-9) >= 1]
+    eer = _equal_error_rate(np.sort(far[~np.isnan(far)]))
+    near_eer = eer * np.geomspace(0.2, 5, 161)
+    # pairs that are accepted at each rate; 1e-12: a share of pairs is no exact number
+    every = np.stack([(far <= x + 1e-12).sum(axis=1) for x in (*rates, *near_eer)], axis=1)
+    subjects = rows["subject"].to_numpy(str)
+    tar_draws = mean_draws(every, subjects) / mean_draws(count, subjects)[:, None]  # [draws, rates]
+    tar = every.sum(axis=0) / count.sum()
+    found: _Found = {
+        f"tar_far_1e{round(math.log10(rate))}": (float(tar[i]), tar_draws[:, i])
+        for i, rate in enumerate(rates)
+    }
+    frr = 1 - tar_draws[:, len(rates) :]  # falls as the rate rises
+    crossed = np.array([np.interp(0, near_eer - draw, near_eer) for draw in frr])
+    return {"eer": (eer, crossed), **found}
+
+
+def _equal_error_rate(far: Values) -> float:
+    """EER as a share, from the sorted FAR at which each genuine pair is accepted."""
+    n = len(far)
+    accepted = np.repeat(np.arange(n + 1), 2)[1:-1]  # before and after each: 0, 1, 1, 2, ..., n
+    rates = np.repeat(far, 2)
+    counts = Verification(
+        thresholds=np.append(rates, 1.0).astype(np.float32),
+        genuine=np.append(accepted, n),
+        impostors=np.append(rates, 1.0),
+        genuine_distances=np.empty((0, 0), np.float32),
+    )
+    return equal_error_rate(counts) / 100
+
+
+def _open_set(rows: pd.DataFrame) -> _Found:
+    """FNIR at an FPIR of 1 %; each draw has a limit of its own."""
+    right, wrong = (
+        rows[name].fillna(np.inf).to_numpy(np.float32)
+        for name in ("right_distance", "wrong_distance")
+    )
+    draws = open_set_draws(right, wrong, rows["subject"].to_numpy(str), FPIR) / 100
+    return {"fnir_fpir_1e-2": (open_set(right, wrong, FPIR).miss_rate / 100, draws)}
+
+
+def _estimate(value: float, draws: Values | None) -> Estimate:
+    if draws is None:
+        return Estimate(value)
+    low, high = interval(draws)
+    return Estimate(value, float(low), float(high))
+
+
+def _ranks(rows: pd.DataFrame) -> npt.NDArray[np.int64]:
+    return np.array(rows["ranks"].tolist(), np.int64).reshape(len(rows), -1)  # [p, g]
+
+
+def _within(ranks: npt.NDArray[np.int64], k: int) -> npt.NDArray[np.bool_]:
+    return (ranks >= 1) & (ranks <= k)
+
+
+def _own_view(rows: pd.DataFrame, views: list[str]) -> npt.NDArray[np.bool_]:
+    own: npt.NDArray[np.bool_] = rows["view"].to_numpy(str)[:, None] == np.array(views)
+    return own  # [p, V]
+
+
+def _padded(lists: Iterable[Any]) -> Values:
+    """Lists of p probes -> [p, R], NaN past the end of each."""
+    rows = [np.asarray(row, np.float64) for row in lists]
+    padded = np.full((len(rows), max((len(row) for row in rows), default=0)), np.nan)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = row
+    return padded
+
+
+def _cells(values: Values, probe_views: npt.NDArray[Any], views: list[str]) -> Values:
+    """[p, g] -> [V, g]: means over the probes of each view; NaN values do not count."""
+    return np.stack([_mean(values[probe_views == view].T) for view in views])
+
+
+def _mean(values: Values) -> Values:
+    """Mean over the last axis; NaN values do not count, and NaN is what none of them gives."""
+    known = ~np.isnan(values)
+    count = known.sum(axis=-1)
+    total = np.where(known, values, 0).sum(axis=-1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)

@@ -1,0 +1,82 @@
+"""How each probe of a report fares: what its figures are made of, and reports are compared by.
+
+``<report>/tables/probes.parquet``
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import TypeAdapter
+
+from pipeline.protocols import Protocol
+from pipeline.tables import read_table, write_table
+
+PROBES = pa.schema(
+    [
+        ("protocol", pa.string()),
+        ("condition", pa.string()),
+        ("subject", pa.string()),
+        ("sequence", pa.string()),
+        ("view", pa.string()),
+        # rank of the first right entry in the gallery of each view, or in the one gallery of all
+        # views, from 1; 0: no right entry there, -1: no gallery there
+        ("ranks", pa.list_(pa.int32())),
+        # what follows is null where each view is a gallery, and where there is no right entry
+        ("average_precision", pa.float64()),
+        ("inverse_negative_penalty", pa.float64()),
+        ("right_distance", pa.float32()),  # to the nearest right entry
+        ("wrong_distance", pa.float32()),  # to the nearest wrong entry
+        # for each right entry, the share of impostor pairs at most as far (of all probes of the
+        # condition): the FAR at which it is accepted
+        ("genuine_far", pa.list_(pa.float64())),
+    ],
+    metadata={"gaitgl": "probes", "version": "1"},
+)
+
+
+@dataclass(frozen=True)
+class Probes:
+    """The probes of one protocol."""
+
+    protocol: Protocol
+
+    views: list[str]
+    """Of galleries and probes, sorted: the order of a row's ranks where each is a gallery."""
+
+    table: pd.DataFrame
+    """Columns of PROBES, by condition as the protocol has them, then in the embeddings' order."""
+
+    impostor_pairs: dict[str, int]
+    """Of each condition: pairs of a probe with somebody else; empty where each view is a
+    gallery."""
+
+    def of(self, condition: str) -> pd.DataFrame:
+        return self.table[self.table["condition"] == condition]
+
+
+def write_probes(path: Path, probes: list[Probes]) -> None:
+    """The tables of all protocols in one file, with the protocols themselves in its metadata."""
+    described = [
+        {"protocol": asdict(p.protocol), "views": p.views, "impostor_pairs": p.impostor_pairs}
+        for p in probes
+    ]
+    metadata = {**PROBES.metadata, b"protocols": json.dumps(described, ensure_ascii=False).encode()}
+    table = pd.concat([one.table for one in probes])
+    write_table(path, table, PROBES.with_metadata(metadata))
+
+
+def read_probes(path: Path) -> list[Probes]:
+    """What ``write_probes`` wrote; PipelineError where it is missing or of another version."""
+    table = read_table(path, PROBES)
+    described: list[dict[str, Any]] = json.loads(pq.read_schema(path).metadata[b"protocols"])
+    found = []
+    for one in described:
+        protocol = TypeAdapter(Protocol).validate_python(one["protocol"])
+        rows = table[table["protocol"] == protocol.name].reset_index(drop=True)
+        found.append(Probes(protocol, one["views"], rows, one["impostor_pairs"]))
+    return found

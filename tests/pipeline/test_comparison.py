@@ -1,0 +1,151 @@
+"""Whether a change between two reports is told as real, and what cannot be compared."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pytest
+
+from pipeline.comparison import PLACE, Change, compare, json_of, text_of
+from pipeline.distance_pass import Method
+from pipeline.errors import PipelineError
+from pipeline.estimates import figures
+from pipeline.evaluation import evaluate
+from pipeline.layouts.casia_e_release import CasiaERelease
+from pipeline.layouts.oumvlp_release import OumvlpRelease
+from pipeline.probe_table import read_probes, write_probes
+from pipeline.protocols import Protocol
+from tests.pipeline.walks import walks
+
+OUMVLP = OumvlpRelease.protocols
+
+
+def _report(
+    folder: Path,
+    keys: pd.DataFrame,
+    embeddings: npt.NDArray[np.float32],
+    protocols: tuple[Protocol, ...] = OUMVLP,
+) -> Path:
+    evaluation = evaluate(keys, embeddings, protocols, Method(shown=False), 5)
+    (folder / PLACE).parent.mkdir(parents=True)
+    write_probes(folder / PLACE, [result.probes for result in evaluation.results])
+    return folder
+
+
+def _by_figure(changes: list[Change], protocol: str = "view_pairs") -> dict[str, Change]:
+    return {change.figure: change for change in changes if change.protocol == protocol}
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Reports on the same probes: much noise, hardly other noise, much less noise."""
+    folder = tmp_path_factory.mktemp("reports")
+    made = {}
+    for name, noise in (("noisy", 1.2), ("hardly", 1.2), ("better", 0.6)):
+        keys, embeddings = walks(("00", "01"), subjects=40, noise=noise)
+        if name == "hardly":
+            shift = np.random.default_rng(1).standard_normal(embeddings.shape)
+            embeddings = embeddings + (0.1 * shift).astype(np.float32)
+        made[name] = _report(folder / name, keys, embeddings)
+    return made
+
+
+def test_probes_come_back_from_their_file(reports: dict[str, Path]) -> None:
+    keys, embeddings = walks(("00", "01"), subjects=40, noise=1.2)
+    results = evaluate(keys, embeddings, OUMVLP, Method(shown=False), 5).results
+    for back, result in zip(read_probes(reports["noisy"] / PLACE), results, strict=True):
+        assert (back.protocol, back.views) == (result.protocol, result.views)
+        assert back.impostor_pairs == result.probes.impostor_pairs
+        found = {name: f.estimate() for name, f in figures(back, "all").items()}
+        assert found == result.estimates["all"]
+
+
+def test_a_report_beside_itself_did_not_change(reports: dict[str, Path]) -> None:
+    changes = compare(reports["noisy"], reports["noisy"])
+    assert {change.verdict for change in changes} <= {"no change", "no interval"}
+    assert {change.protocol for change in changes} == {"view_pairs", "all_views"}
+    names = set(_by_figure(changes, "all_views"))
+    assert {"rank1", "map", "minp", "eer", "tar_far_1e-2", "fnir_fpir_1e-2"} <= names
+
+
+def test_a_great_change_is_real_and_a_little_one_may_be_chance(reports: dict[str, Path]) -> None:
+    great = compare(reports["noisy"], reports["better"])
+    for protocol in ("view_pairs", "all_views"):
+        change = _by_figure(great, protocol)["rank1"]
+        assert change.verdict == "the change is real"
+        assert change.after - change.before == pytest.approx(change.difference.value)
+        assert 0 < change.difference.low < change.difference.value < change.difference.high
+    eer = _by_figure(great, "all_views")["eer"]
+    assert eer.verdict == "the change is real"
+    assert eer.difference.high < 0  # fewer errors
+    little = _by_figure(compare(reports["noisy"], reports["hardly"]))["rank1"]
+    assert little.verdict == "may be chance"
+    # what both find hard cancels: pairing makes the interval narrower than a figure's own
+    keys, embeddings = walks(("00", "01"), subjects=40, noise=1.2)
+    own = evaluate(keys, embeddings, OUMVLP[:1], Method(shown=False), 5).results[0]
+    rank1 = own.estimates["all"]["rank1"]
+    assert little.difference.high - little.difference.low < (rank1.high - rank1.low) / 2
+
+
+def test_files_and_folders_are_as_good_and_the_order_of_rows_is_free(
+    tmp_path: Path, reports: dict[str, Path]
+) -> None:
+    keys, embeddings = walks(("00", "01"), subjects=40, noise=0.6)
+    order = np.random.default_rng(0).permutation(len(keys))
+    other = _report(tmp_path / "b", keys.iloc[order].reset_index(drop=True), embeddings[order])
+    changes = compare(reports["better"] / PLACE, other)
+    assert all(abs(change.difference.value) < 0.01 for change in changes)
+
+
+def test_other_probes_are_refused_with_counts_and_names(
+    tmp_path: Path, reports: dict[str, Path]
+) -> None:
+    keys, embeddings = walks(("00", "01"), subjects=40, noise=0.6)
+    gone = ((keys["subject"] == "00002") & (keys["sequence"] == "00")).to_numpy()
+    keys.loc[keys["subject"] == "00004", "subject"] = "99999"
+    other = _report(tmp_path / "b", keys[~gone].reset_index(drop=True), embeddings[~gone])
+    with pytest.raises(PipelineError, match="only reports on the same probes") as raised:
+        compare(reports["better"], other)
+    told = str(raised.value)
+    assert "view_pairs: 6 of 120 probes are in A alone, not in B:\n  all 00002 00 000" in told
+    assert "view_pairs: 3 of 117 probes are in B alone, not in A:\n  all 99999 00 000" in told
+
+
+def test_other_protocols_are_refused(tmp_path: Path, reports: dict[str, Path]) -> None:
+    keys, embeddings = walks(("00", "01"), subjects=40)
+    pairs = _report(tmp_path / "pairs", keys, embeddings, OUMVLP[:1])
+    with pytest.raises(PipelineError, match="protocols: view_pairs of OUMVLP, all_views of"):
+        compare(reports["better"], pairs)
+    turned = tuple(replace(p, gallery=("00",), probes={"all": ("01",)}) for p in OUMVLP)
+    other = _report(tmp_path / "turned", keys, embeddings, turned)
+    with pytest.raises(PipelineError, match="whose gallery, probes or views differ"):
+        compare(reports["better"], other)
+
+
+def test_the_two_splits_of_casia_e_are_not_taken_for_each_other(tmp_path: Path) -> None:
+    keys, embeddings = walks(("H-scene1-nm-1", "H-scene2-nm-1"))
+    folders = [
+        _report(tmp_path / split, keys, embeddings, CasiaERelease(Path(), [], split).protocols)
+        for split in ("release", "opengait")
+    ]
+    with pytest.raises(PipelineError, match=r"release split 500/114/400.* in A, .*200/814.* in B"):
+        compare(*folders)
+
+
+def test_a_missing_report_is_named(tmp_path: Path, reports: dict[str, Path]) -> None:
+    for path in (tmp_path, tmp_path / "x.parquet"):
+        with pytest.raises(PipelineError, match="is missing"):
+            compare(reports["better"], path)
+
+
+def test_the_texts(reports: dict[str, Path]) -> None:
+    changes = compare(reports["noisy"], reports["better"])
+    text = text_of(changes)
+    change = _by_figure(changes)["rank1"]
+    line = next(line for line in text.splitlines() if " rank1 " in line)
+    for part in (f"{change.before:.2f}", f"{change.difference.value:+.2f}", "the change is real"):
+        assert part in line
+    assert '"verdict": "the change is real"' in json_of(changes)
+    assert "NaN" not in json_of(changes)
