@@ -48,22 +48,22 @@ Outcomes = dict[str, dict[int, Outcome]]
 
 PAGE = """# Ablations
 
-Which parts of the paper make a difference, and on what? `make ablations` wrote this page; what is compared
-stands in `pipeline/ablations.py`.
+Which parts of the paper make a difference on walkers? Written by `make ablations`; what it
+compares stands in `pipeline/ablations.py`.
 
 ```
 {command}
 ```
 
-{count} of {planned} experiments, at commit {commit}, on {machine}. Settings are those of `params.yaml`, but
-for {settings}, and for what the second column says.
+{count} of {planned} experiments, at commit {commit}, on {machine}. Settings are those of
+`params.yaml`, but for the command's, and for what the second column says.
 
-Rank-1 is that of unseen subjects by each dataset's headline protocol, identical views left out, averaged over
-seeds. In brackets: the 95 % interval of the bootstrap over test subjects (`gaitgl/bootstrap.py`). Differences
-are between the same subjects and the same seeds. An interval says what other subjects would change, and
-nothing of what other seeds would: for that there is the third table.
+Rank-1 is that of unseen subjects by each dataset's headline protocol, averaged over seeds. In
+brackets: the 95 % interval of the bootstrap over test subjects (`gaitgl/bootstrap.py`). Differences
+are between the same subjects and the same seeds. An interval says what other subjects would change,
+and nothing of what other seeds would: for that there is the third table.
 
-All experiments are in `dvc exp show`, and in MLflow (`make ui`) under one filter:
+`dvc exp show` lists all experiments. In MLflow (`make ui`) one filter shows them:
 `tags.dvc_exp LIKE 'ablation-%' AND tags.stage = 'evaluate'`.
 
 ## Rank-1 (%)
@@ -78,7 +78,7 @@ All experiments are in `dvc exp show`, and in MLflow (`make ui`) under one filte
 
 {seeds}
 
-## What the paper says
+## Claims
 
 A difference counts where its interval leaves out 0 and all seeds agree on its sign.
 
@@ -93,19 +93,17 @@ def ablations_page(
     *,
     planned: int,
     command: str,
-    settings: Sequence[str],
     commit: str,
     machine: str,
 ) -> str:
-    """The whole page. The first of ``variants`` is the baseline; ``planned`` experiments were to
-    run, with ``settings`` besides those of params.yaml."""
+    """The whole page. The first of ``variants`` is the baseline; ``planned`` experiments were to be
+    run."""
     return PAGE.format(
         command=command,
         count=sum(map(len, outcomes.values())),
         planned=planned,
         commit=commit,
         machine=machine,
-        settings=", ".join(f"`{setting}`" for setting in settings) or "nothing",
         baseline=variants[0].name,
         rank1=_rank1_table(variants, outcomes),
         changes=_change_table(variants, outcomes),
@@ -142,7 +140,8 @@ def verdict(claim: Claim, outcomes: Outcomes) -> str:
     else:
         head = "Not reproduced: no difference that can be told from chance"
     details = "; ".join(f"{word}: {', '.join(found)}" for word, found in seen.items() if found)
-    return f"{claim.words}. **{head}** ({'one seed' if len(seeds) == 1 else f'{len(seeds)} seeds'}); {details}."
+    count = "one seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
+    return f"{claim.words}. **{head}** ({count}); {details}."
 
 
 def _rank1_table(variants: Sequence[Variant], outcomes: Outcomes) -> str:

@@ -2,8 +2,8 @@
 
     python -m pipeline.ablations [--seeds 3] [--jobs 1] [-S key=value ...] [--page]
 
-Experiments are named ``ablation-<variant>-<seed>`` and wait in DVC's queue. What an earlier call has
-trained already, DVC restores. ``--page`` runs nothing and writes the page of what is there.
+Experiments are named ``ablation-<variant>-<seed>`` and wait in DVC's queue. What an earlier call
+has trained already, DVC restores. ``--page`` runs nothing and writes the page of what is there.
 """
 
 import argparse
@@ -13,7 +13,6 @@ import os
 import platform
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -112,7 +111,6 @@ def main() -> None:
             outcomes,
             planned=len(planned),
             command=_command(arguments),
-            settings=arguments.settings,
             commit=_commit(),
             machine=_machine(),
         ).encode(),
