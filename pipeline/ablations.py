@@ -128,7 +128,8 @@ def run(experiments: dict[str, tuple[Variant, int]], settings: Sequence[str], jo
 
     Those of an earlier call make room. ``settings`` as ``key=value``, for all experiments.
     """
-    busy = [name for name, state in queue_states().items() if state in UNFINISHED]
+    states = queue_states()
+    busy = [name for name, state in states.items() if state in UNFINISHED]
     if busy:
         raise PipelineError(
             f"DVC's queue is not empty:\n{listing(busy)}\n"
@@ -137,9 +138,9 @@ def run(experiments: dict[str, tuple[Variant, int]], settings: Sequence[str], jo
         )
     # a queued experiment sees what git and DVC know: the data is made once, not by each of them
     _dvc("repro", "normalize")
-    earlier = _dvc("exp", "list", "--all-commits", "--name-only").split()
-    _remove("exp", [name for name in experiments if name in earlier])
-    _remove("queue", [name for name in experiments if name in queue_states()])
+    _remove("queue", [name for name in experiments if name in states])
+    finished = _finished()
+    _remove("exp", [name for name in experiments if name in finished])
     for name, (variant, seed) in experiments.items():
         changed = BASELINE | variant.settings | {"seed": seed}
         overrides = [*settings, *(f"{key}={json.dumps(value)}" for key, value in changed.items())]
@@ -163,7 +164,7 @@ def collect(
     experiments: dict[str, tuple[Variant, int]], mlflow_experiment: str
 ) -> tuple[Outcomes, list[str]]:
     """What the finished experiments came to, and the names of the others."""
-    finished = set(_dvc("exp", "list", "--all-commits", "--name-only").split())
+    finished = _finished()
     seconds = _training_seconds(mlflow_experiment)
     outcomes: Outcomes = {}
     for name, (variant, seed) in experiments.items():
@@ -240,6 +241,10 @@ def _training_seconds(mlflow_experiment: str) -> dict[str, dict[str, float]]:
         if not token:
             break
     return seconds
+
+
+def _finished() -> set[str]:
+    return set(_dvc("exp", "list", "--all-commits", "--name-only").split())
 
 
 def _remove(what: str, names: list[str]) -> None:
