@@ -32,6 +32,8 @@ FETCHED = Path("runs/ablations")
 STAGES = ("pretrain", "finetune")
 UNFINISHED = ("Queued", "Running")
 POLL_S = 10.0
+STATE = re.compile(r"^\w{7} +(\S+) .* (Queued|Running|Success|Failed) *$", re.MULTILINE)
+"""A row of `dvc queue status`: an experiment's name and its state."""
 
 BASELINE: dict[str, str | float | bool] = {
     "model.branches": "both",
@@ -137,7 +139,7 @@ def run(experiments: dict[str, tuple[Variant, int]], settings: Sequence[str], jo
             "`dvc queue remove --all`."
         )
     # a queued experiment sees what git and DVC know: the data is made once, not by each of them
-    _dvc("repro", "normalize")
+    _dvc("repro", "normalize", shown=True)
     _remove("queue", [name for name in experiments if name in states])
     finished = _finished()
     _remove("exp", [name for name in experiments if name in finished])
@@ -156,8 +158,7 @@ def run(experiments: dict[str, tuple[Variant, int]], settings: Sequence[str], jo
 
 def queue_states() -> dict[str, str]:
     """Name and state (Queued, Running, Success, Failed) of each experiment in DVC's queue."""
-    row = re.compile(r"^\w{7} +(\S+) .* (Queued|Running|Success|Failed) *$", re.MULTILINE)
-    return dict(row.findall(_dvc("queue", "status")))
+    return dict(STATE.findall(_dvc("queue", "status")))
 
 
 def collect(
@@ -193,14 +194,22 @@ def outcome(folder: Path, seconds: dict[str, float]) -> Outcome:
 
 def _wait(experiments: dict[str, tuple[Variant, int]]) -> None:
     told: dict[str, str] = {}
+    polls_alone = 0
     while True:
-        states = {name: state for name, state in queue_states().items() if name in experiments}
+        status = _dvc("queue", "status")
+        states = {name: state for name, state in STATE.findall(status) if name in experiments}
         for name, state in states.items():
             if state not in ("Queued", told.get(name)):
                 print(f"{time.strftime('%H:%M')}  {state.lower()}: {name}", flush=True)
         told = states
         if not any(state in UNFINISHED for state in states.values()):
             return
+        polls_alone = polls_alone + 1 if "Worker status: 0 active, 0 idle" in status else 0
+        if polls_alone == 3:  # a worker needs some seconds to come up
+            raise PipelineError(
+                "DVC's workers are gone: `dvc queue status` shows what is left, `dvc queue start` "
+                "goes on with it, and then `make ablations ARGS=--page` writes the page"
+            )
         time.sleep(POLL_S)
 
 
@@ -252,11 +261,14 @@ def _remove(what: str, names: list[str]) -> None:
         _dvc(what, "remove", *names)
 
 
-def _dvc(*arguments: str) -> str:
-    done = subprocess.run(["dvc", *arguments], capture_output=True, text=True, check=False)
+def _dvc(*arguments: str, shown: bool = False) -> str:
+    """What a command of DVC's prints; nothing where it is ``shown`` instead."""
+    pipe = None if shown else subprocess.PIPE
+    done = subprocess.run(["dvc", *arguments], stdout=pipe, stderr=pipe, text=True, check=False)
     if done.returncode:
-        raise PipelineError(f"dvc {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")
-    return done.stdout
+        printed = "" if shown else f":\n{done.stdout}{done.stderr}"
+        raise PipelineError(f"`dvc {' '.join(arguments)}` failed{printed}")
+    return done.stdout or ""
 
 
 def _command(arguments: argparse.Namespace) -> str:

@@ -52,7 +52,7 @@ def finished(tmp_path: Path) -> Path:
     casia_e = CasiaERelease(Path(), [], "release").protocols
     for dataset, protocols in (("oumvlp", OumvlpRelease.protocols), ("casia_e", casia_e)):
         keys, embeddings = walks(protocols[0].gallery + protocols[0].all_probes)
-        results, _ = evaluate(keys, embeddings, protocols, Method(shown=False), 20)
+        results = evaluate(keys, embeddings, protocols, Method(shown=False), 20).results
         (tmp_path / dataset).mkdir()
         write_probes(tmp_path / dataset / "probes.parquet", [result.probes for result in results])
     for stage, p in (("pretrain", "6.4"), ("finetune", "")):
@@ -65,9 +65,8 @@ def test_an_outcome_holds_the_headline_protocols_rank1(finished: Path) -> None:
     found = outcome(finished, {"pretrain": 3.0, "finetune": 4.0, "evaluate": 9.0})
     assert list(found.rank1) == ["OUMVLP", "CASIA-E NM", "CASIA-E BG", "CASIA-E CL"]
     protocol = OumvlpRelease.protocols[0]
-    (result,), _ = evaluate(
-        *walks(protocol.gallery + protocol.all_probes), [protocol], Method(shown=False), 20
-    )
+    keys, embeddings = walks(protocol.gallery + protocol.all_probes)
+    (result,) = evaluate(keys, embeddings, [protocol], Method(shown=False), 20).results
     by_view = result.rank1["all"]
     expected = np.mean([by_view[i, j] for i in range(3) for j in range(3) if i != j])
     assert found.rank1["OUMVLP"].value == pytest.approx(expected)
