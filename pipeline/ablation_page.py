@@ -48,7 +48,7 @@ Outcomes = dict[str, dict[int, Outcome]]
 
 PAGE = """# Ablations
 
-Which parts of the paper make a difference on walkers? Written by `make ablations`; what it
+Which parts of the paper make a difference on {data}? Written by `make ablations`; what it
 compares stands in `pipeline/ablations.py`.
 
 ```
@@ -58,10 +58,13 @@ compares stands in `pipeline/ablations.py`.
 {count} of {planned} experiments, at commit {commit}, on {machine}. Settings are those of
 `params.yaml`, but for the command's, and for what the second column says.
 
-Rank-1 is that of unseen subjects by each dataset's headline protocol, averaged over seeds. In
-brackets: the 95 % interval of the bootstrap over test subjects (`gaitgl/bootstrap.py`). Differences
-are between the same subjects and the same seeds. An interval says what other subjects would change,
-and nothing of what other seeds would: for that there is the third table.
+- Rank-1 is that of unseen subjects by each dataset's headline protocol, averaged over seeds. In
+  brackets: the 95 % interval of the bootstrap over test subjects (`gaitgl/bootstrap.py`).
+  Differences are between the same subjects and the same seeds.
+- An interval says what other subjects would change, and nothing of what other seeds would: for that
+  there is the third table. Of many intervals at 95 %, one in twenty misses by chance.
+- A training far shorter than the paper's (250 000 and 15 000 steps) says which network learns
+  faster, which need not be the one that ends better.
 
 `dvc exp show` lists all experiments. In MLflow (`make ui`) one filter shows them:
 `tags.dvc_exp LIKE 'ablation-%' AND tags.stage = 'evaluate'`.
@@ -92,6 +95,7 @@ def ablations_page(
     outcomes: Outcomes,
     *,
     planned: int,
+    data: str,
     command: str,
     commit: str,
     machine: str,
@@ -99,6 +103,7 @@ def ablations_page(
     """The whole page. The first of ``variants`` is the baseline; ``planned`` experiments were to be
     run."""
     return PAGE.format(
+        data=data,
         command=command,
         count=sum(map(len, outcomes.values())),
         planned=planned,

@@ -20,6 +20,7 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.ablation_page import Claim, Outcome, Outcomes, Variant, ablations_page
+from pipeline.check import WALKERS
 from pipeline.errors import PipelineError, listing, run_stage
 from pipeline.estimates import figures
 from pipeline.files import write_bytes
@@ -112,6 +113,7 @@ def main() -> None:
             CLAIMS,
             outcomes,
             planned=len(planned),
+            data=_data(settings),
             command=_command(arguments),
             commit=_commit(),
             machine=_machine(),
@@ -148,7 +150,8 @@ def run(experiments: dict[str, tuple[Variant, int]], settings: Sequence[str], jo
         overrides = [*settings, *(f"{key}={json.dumps(value)}" for key, value in changed.items())]
         flags = [flag for override in overrides for flag in ("-S", override)]
         _dvc("exp", "run", "--queue", "--name", name, *flags)
-    _dvc("queue", "start", "--jobs", str(jobs))
+    # shown, for workers keep what it prints to open for as long as they live
+    _dvc("queue", "start", "--jobs", str(jobs), shown=True)
     print(
         f"{len(experiments)} experiments are queued. Ctrl-C ends the waiting and not the queue: "
         "`dvc queue stop --kill` does."
@@ -271,14 +274,15 @@ def _dvc(*arguments: str, shown: bool = False) -> str:
     return done.stdout or ""
 
 
+def _data(settings: Settings) -> str:
+    roots = [Path(settings.data[dataset].root) for dataset in DATASETS]
+    rendered = all(WALKERS in root.parents for root in roots)
+    return "rendered walkers" if rendered else " and ".join(f"`{root.name}`" for root in roots)
+
+
 def _command(arguments: argparse.Namespace) -> str:
-    flags = [f"--seeds {arguments.seeds}", f"--jobs {arguments.jobs}"]
-    return (
-        "\n".join(
-            ['make ablations ARGS="' + " ".join(flags), *(f"  -S {s}" for s in arguments.settings)]
-        )
-        + '"'
-    )
+    flags = [f"--seeds {arguments.seeds}", *(f"-S {setting}" for setting in arguments.settings)]
+    return f'make ablations ARGS="{" \\\n    ".join(flags)}"'
 
 
 def _commit() -> str:

@@ -28,6 +28,7 @@ def page(outcomes: Outcomes) -> str:
         [CLAIM],
         outcomes,
         planned=4,
+        data="walkers",
         command="make ablations",
         commit="abc",
         machine="a machine",
