@@ -282,7 +282,8 @@ def _data(settings: Settings) -> str:
 
 def _command(arguments: argparse.Namespace) -> str:
     flags = [f"--seeds {arguments.seeds}", *(f"-S {setting}" for setting in arguments.settings)]
-    return f'make ablations ARGS="{" \\\n    ".join(flags)}"'
+    lines = " \\\n    ".join(flags)
+    return f'make ablations ARGS="{lines}"'
 
 
 def _commit() -> str:
