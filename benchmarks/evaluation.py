@@ -13,7 +13,6 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from benchmarks import plain_data
 from benchmarks.fresh_process import CAN_MEASURE, in_fresh_process, peak_growth_bytes
 from benchmarks.timing import Row, compared, interleaved, table
 from gaitgl import retrieval
-from gaitgl.retrieval import BLOCK_BYTES, Distance
+from gaitgl.distances import BLOCK_BYTES
 
 VIEWS = [f"{angle:03}" for angle in (*range(0, 91, 15), *range(180, 271, 15))]
 CHANNELS, STRIPS = 128, 64
@@ -112,38 +111,32 @@ def _rank_tables(subjects: int, quick: bool) -> list[Row]:
 def _average_precision(subjects: int, quick: bool) -> list[Row]:
     subject, sequence, view = _identities(subjects)
     names = np.array([f"{number:05}" for number in subject])
-    gallery = np.flatnonzero(sequence == "01")
     every_probe = np.flatnonzero(sequence == "00")
     probes = every_probe[:: len(every_probe) // (140 if quick else 2_100)]
+    used = (sequence == "01") | np.isin(np.arange(len(subject)), probes)
+    some = np.where(used, sequence, "unused")
+    no_embeddings = np.empty((len(subject), 1, 1), np.float32)
+    gallery = retrieval.compared_pairs(no_embeddings, names, some, view).gallery
     random = np.random.default_rng(0)
     # whole numbers, each once a row, the right ones a tenth: nothing wrong ties with anything right
     distances = np.tile(np.arange(len(gallery), dtype=np.float32), (len(probes), 1))
     random.permuted(distances, axis=1, out=distances)
     right = subject[probes, None] == subject[gallery]
     distances[right] = np.floor(distances[right] / 10) + 0.5
-    used = np.isin(np.arange(len(subject)), np.concatenate([probes, gallery]))
-    some = np.where(used, sequence, "unused")
-    no_embeddings = np.empty((len(subject), 1, 1), np.float32)
+    step = max(1, BLOCK_BYTES // (4 * len(gallery)))
 
-    def given(
-        embeddings: object,
-        probe_rows: NDArray[np.int64],
-        gallery_rows: NDArray[np.int64],
-        distance: Distance,
-        block_bytes: int = BLOCK_BYTES,
-    ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-        """Stands in for `retrieval.distance_blocks`: the same blocks, of known distances."""
-        assert np.array_equal(probe_rows, probes)
-        assert np.array_equal(gallery_rows, gallery)
-        step = max(1, block_bytes // (4 * len(gallery)))
+    def blocks() -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """Copies, since who receives a block may write into it."""
         for start in range(0, len(probes), step):
             block = slice(start, min(start + step, len(probes)))
-            yield block, distances[block]
+            yield block, distances[block].copy()
 
     def ours() -> NDArray[np.float64]:
-        with patch.object(retrieval, "distance_blocks", given):
-            result = retrieval.cross_view_gallery(no_embeddings, names, some, view)
-        return result.average_precision
+        pairs = retrieval.compared_pairs(no_embeddings, names, some, view)
+        cross = retrieval.CrossViewPass(pairs)
+        for block in retrieval.right_and_wrong(pairs, blocks()):
+            cross.add(block)
+        return cross.result().average_precision
 
     def plain(divide_in_numpy: bool) -> NDArray[np.float64]:
         ids = subject[probes], view[probes], subject[gallery], view[gallery]

@@ -96,7 +96,7 @@ class VerificationPass:
     def result(self) -> Verification:
         genuine = np.zeros(_BINS, np.int64)
         _count(genuine, _bins(self._genuine[~np.isnan(self._genuine)]))
-        used = np.flatnonzero(genuine + self._impostors)
+        used = np.union1d(np.flatnonzero(genuine), np.flatnonzero(self._impostors))
         # the greatest float32 of each bin, so that counts are those of pairs <= the threshold
         last = ((used + 1) << _DROPPED_BITS) - 1
         return Verification(

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from gaitgl.bootstrap import interval, mean_draws, open_set_draws, view_pair_mean_draws
-from gaitgl.verification import FARS, Verification, equal_error_rate, open_set
-from pipeline.probe_table import Probes
+from gaitgl.verification import FARS, open_set
+from pipeline.probe_table import PairCounts, Probes
 
 Values = npt.NDArray[np.float64]
 
@@ -62,7 +62,7 @@ def figures(probes: Probes, condition: str) -> dict[str, Figure]:
     else:
         found = {
             **_in_all_views(rows, probes.views),
-            **_verification(rows, probes.impostor_pairs[condition]),
+            **_verification(rows, probes.pairs[condition]),
             **_open_set(rows),
         }
     single = rows["subject"].nunique() < 2
@@ -137,18 +137,18 @@ def _in_all_views(rows: pd.DataFrame, views: list[str]) -> _Found:
     return found
 
 
-def _verification(rows: pd.DataFrame, impostor_pairs: int) -> _Found:
+def _verification(rows: pd.DataFrame, pairs: PairCounts) -> _Found:
     """EER, and TAR at each FAR that there are impostor pairs enough for.
 
     A draw of subjects draws genuine pairs; impostors are those of all probes.
     """
+    if pairs.equal_error_rate is None:
+        return {}
     far = _padded(rows["genuine_far"])  # [p, R]
     count = (~np.isnan(far)).sum(axis=1)  # [p]
-    if not count.any() or not impostor_pairs:
-        return {}
-    rates = [rate for rate in FARS if int(rate * impostor_pairs + 1e-9) >= 1]
-    eer = _equal_error_rate(np.sort(far[~np.isnan(far)]))
-    near_eer = eer * np.geomspace(0.2, 5, 161)
+    eer = pairs.equal_error_rate / 100
+    rates = [rate for rate in FARS if int(rate * pairs.impostors + 1e-9) >= 1]
+    near_eer = _rates_around(far, eer)
     # pairs that are accepted at each rate; 1e-12: a share of pairs is no exact number
     every = np.stack([(far <= x + 1e-12).sum(axis=1) for x in (*rates, *near_eer)], axis=1)
     subjects = rows["subject"].to_numpy(str)
@@ -163,18 +163,14 @@ def _verification(rows: pd.DataFrame, impostor_pairs: int) -> _Found:
     return {"eer": (eer, crossed), **found}
 
 
-def _equal_error_rate(far: Values) -> float:
-    """EER as a share, from the sorted FAR at which each genuine pair is accepted."""
-    n = len(far)
-    accepted = np.repeat(np.arange(n + 1), 2)[1:-1]  # before and after each: 0, 1, 1, 2, ..., n
-    rates = np.repeat(far, 2)
-    counts = Verification(
-        thresholds=np.append(rates, 1.0).astype(np.float32),
-        genuine=np.append(accepted, n),
-        impostors=np.append(rates, 1.0),
-        genuine_distances=np.empty((0, 0), np.float32),
-    )
-    return equal_error_rate(counts) / 100
+def _rates_around(far: Values, eer: float) -> Values:
+    """Rising FARs at which genuine pairs are accepted, from well below to well above the EER, in
+    which that of any draw lies: at most 200."""
+    rates = np.append(0.0, np.unique(far[~np.isnan(far)]))
+    low = max(int(np.searchsorted(rates, eer / 5)) - 1, 0)
+    high = min(int(np.searchsorted(rates, 5 * eer, side="right")), len(rates) - 1)
+    found: Values = rates[np.unique(np.linspace(low, high, 200).astype(np.int64))]
+    return found
 
 
 def _open_set(rows: pd.DataFrame) -> _Found:

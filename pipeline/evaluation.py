@@ -1,5 +1,6 @@
 """From embeddings to what protocols say about them."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,12 @@ from torch import Tensor
 
 from gaitgl import retrieval
 from gaitgl.distances import Distance
-from gaitgl.verification import error_curve
+from gaitgl.verification import equal_error_rate, error_curve
 from pipeline.distance_pass import Compared, Method, compare, nearest
 from pipeline.embedding_file import Embeddings
 from pipeline.errors import PipelineError
 from pipeline.estimates import Estimate, cmc, figures, rank1_by_view
-from pipeline.probe_table import PROBES, Probes
+from pipeline.probe_table import PROBES, PairCounts, Probes
 from pipeline.protocols import Protocol, named
 from pipeline.submission import gallery_subjects, probe_videos, submission
 from pipeline.tables import KEY
@@ -205,7 +206,7 @@ def _result(
             [_probe_rows(keys, protocol, c, compared) for c, compared in by_condition.items()],
             ignore_index=True,
         ),
-        _impostor_pairs(protocol, by_condition),
+        _pair_counts(protocol, by_condition),
     )
     headline = "rank1"
     if len(views) == 1:
@@ -261,10 +262,14 @@ def _probe_rows(
     )
 
 
-def _impostor_pairs(protocol: Protocol, by_condition: dict[str, Compared]) -> dict[str, int]:
+def _pair_counts(protocol: Protocol, by_condition: dict[str, Compared]) -> dict[str, PairCounts]:
     if protocol.gallery_views == "each":
         return {}
-    return {c: compared.impostor_pairs for c, compared in by_condition.items()}
+    counts = {}
+    for condition, compared in by_condition.items():
+        eer = equal_error_rate(compared.verification)
+        counts[condition] = PairCounts(compared.impostor_pairs, None if math.isnan(eer) else eer)
+    return counts
 
 
 def _det(protocol: Protocol, by_condition: dict[str, Compared]) -> pd.DataFrame:

@@ -56,22 +56,16 @@ def check_inputs(
     broken = keys[~_finite(embeddings)]
     if len(broken):
         problems.append(_rows(broken, f"of {len(keys)} hold NaN or infinite values"))
-    known = _test_keys(sequences)
-    strange = keys[~pd.MultiIndex.from_frame(keys[KEY]).isin(known)]
+    embedded = pd.MultiIndex.from_frame(keys[KEY])
+    known = _of_test(sequences)
+    strange = keys[~embedded.isin(pd.MultiIndex.from_frame(known))]
     if len(strange):
         problems.append(
-            _rows(
-                strange,
-                f"of {len(keys)} are none of the {len(known)} test sequences catalogued",
-            )
+            _rows(strange, f"of {len(keys)} are none of the {len(known)} test sequences catalogued")
         )
-    kept = _test_keys(silhouettes)
-    compared = compared_by_any(
-        protocols,
-        kept.get_level_values("sequence").to_series(),
-        kept.get_level_values("view").to_series(),
-    )
-    lacking = kept[compared].difference(pd.MultiIndex.from_frame(keys[KEY])).to_frame(index=False)
+    kept = _of_test(silhouettes)
+    kept = kept[compared_by_any(protocols, kept["sequence"], kept["view"])]
+    lacking = kept[~pd.MultiIndex.from_frame(kept).isin(embedded)]
     if len(lacking):
         names = [" ".join(key) for key in lacking.itertuples(index=False)]
         problems.append(
@@ -90,7 +84,7 @@ def check_inputs(
 def refused_words(sequences: pd.DataFrame, keys: pd.DataFrame, protocol: Protocol) -> list[str]:
     """A sentence on sequences of the catalogue that a protocol compares, but that were refused on
     the way to their embedding; none if there are none."""
-    known = _test_keys(sequences).to_frame(index=False)
+    known = _of_test(sequences)
     known = known[protocol.compares(known["sequence"], known["view"])]
     embedded = pd.MultiIndex.from_frame(keys[KEY])
     refused = known[~pd.MultiIndex.from_frame(known).isin(embedded)]
@@ -129,8 +123,9 @@ def _problems(protocol: Protocol, keys: pd.DataFrame) -> list[str]:
     return problems
 
 
-def _test_keys(table: pd.DataFrame) -> pd.MultiIndex:
-    return pd.MultiIndex.from_frame(table.loc[table["split"] == "test", KEY])
+def _of_test(table: pd.DataFrame) -> pd.DataFrame:
+    """KEY of the test subjects' sequences."""
+    return table.loc[table["split"] == "test", KEY]
 
 
 def _finite(embeddings: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:

@@ -40,6 +40,17 @@ PROBES = pa.schema(
 
 
 @dataclass(frozen=True)
+class PairCounts:
+    """What all pairs of a probe and a gallery entry tell together."""
+
+    impostors: int
+    """Pairs of different subjects."""
+
+    equal_error_rate: float | None
+    """In %; None without genuine or without impostor pairs."""
+
+
+@dataclass(frozen=True)
 class Probes:
     """The probes of one protocol."""
 
@@ -51,9 +62,8 @@ class Probes:
     table: pd.DataFrame
     """Columns of PROBES, by condition as the protocol has them, then in the embeddings' order."""
 
-    impostor_pairs: dict[str, int]
-    """Of each condition: pairs of a probe with somebody else; empty where each view is a
-    gallery."""
+    pairs: dict[str, "PairCounts"]
+    """Of each condition; empty where each view is a gallery."""
 
     def of(self, condition: str) -> pd.DataFrame:
         return self.table[self.table["condition"] == condition]
@@ -62,8 +72,12 @@ class Probes:
 def write_probes(path: Path, probes: list[Probes]) -> None:
     """The tables of all protocols in one file, with the protocols themselves in its metadata."""
     described = [
-        {"protocol": asdict(p.protocol), "views": p.views, "impostor_pairs": p.impostor_pairs}
-        for p in probes
+        {
+            "protocol": asdict(one.protocol),
+            "views": one.views,
+            "pairs": {condition: asdict(counts) for condition, counts in one.pairs.items()},
+        }
+        for one in probes
     ]
     metadata = {**PROBES.metadata, b"protocols": json.dumps(described, ensure_ascii=False).encode()}
     table = pd.concat([one.table for one in probes])
@@ -78,5 +92,6 @@ def read_probes(path: Path) -> list[Probes]:
     for one in described:
         protocol = TypeAdapter(Protocol).validate_python(one["protocol"])
         rows = table[table["protocol"] == protocol.name].reset_index(drop=True)
-        found.append(Probes(protocol, one["views"], rows, one["impostor_pairs"]))
+        pairs = {condition: PairCounts(**counts) for condition, counts in one["pairs"].items()}
+        found.append(Probes(protocol, one["views"], rows, pairs))
     return found

@@ -18,6 +18,9 @@ from pipeline.settings import ProtocolName
 FILE = "protocol.json"
 VERSION = "2"
 
+RESERVED = ("p", "protocols", "submission", "notes", "view_pairs", "all_views", "hid")
+"""Keys of metrics.json, which no condition can be called."""
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -87,7 +90,7 @@ class Protocol:
             ]
         else:
             rules = [
-                f"All views are one gallery: {compared}.",
+                f"All views are one gallery: {compared}; figures are means over probe views.",
                 "A probe's own subject at the probe's own view is excluded from its gallery.",
             ]
         if self.excluded_views:

@@ -17,9 +17,6 @@ from pipeline.submission import write_submission
 
 STAGES = ("pretrain", "finetune")
 
-RESERVED = ("p", "protocols", "submission", "notes", "view_pairs", "all_views", "hid")
-"""Keys of metrics.json, which no condition can be called."""
-
 LABELS = {"map": "mAP", "minp": "mINP", "eer": "EER"}
 
 

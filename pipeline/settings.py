@@ -366,6 +366,7 @@ def _cross_checks(tree: dict[str, Any]) -> list[str]:
         processes = Runtime.model_validate(tree.get("runtime")).processes
     except ValidationError:
         processes = 1
+    problems += _reranking_problems(tree.get("evaluate"))
     for name, section in sections.items():
         try:
             training = section.model_validate(tree.get(name))
@@ -375,6 +376,16 @@ def _cross_checks(tree: dict[str, Any]) -> list[str]:
         undivided = batch_problem(name, training, processes)
         problems += [undivided] if undivided else []
     return problems
+
+
+def _reranking_problems(evaluate: Any) -> list[str]:
+    try:
+        reranking = Evaluate.model_validate(evaluate).reranking
+    except ValidationError:
+        return []
+    if reranking.k2 <= reranking.k1:
+        return []
+    return [f"evaluate.reranking.k2: {reranking.k2} is above k1 = {reranking.k1}"]
 
 
 def batch_problem(name: str, training: Training, processes: int) -> str:

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 
 from pipeline.errors import PipelineError
 from pipeline.layouts.layout import FRAME, Key, Layout
-from pipeline.protocols import in_view_pairs_and_all_views, named
+from pipeline.protocols import RESERVED, in_view_pairs_and_all_views, named
 from pipeline.releases import DESCRIPTION
 from pipeline.settings import Section, explain, read_yaml
 
@@ -161,6 +161,8 @@ def _compare(
     for condition in probes:  # it becomes part of the names of tables and figures
         if not re.fullmatch(r"[A-Za-z0-9_-]+", condition):
             problems.append(f"probes.{condition}: letters, digits, - and _ only, please")
+        elif condition in RESERVED:
+            problems.append(f"probes.{condition}: the report calls something else so")
         elif (other := files.setdefault(condition.lower(), condition)) != condition:
             problems.append(f"probes.{condition}: differs from {other} in capitals only")
     return gallery, probes, problems

@@ -6,23 +6,26 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from gaitgl.distances import distance_blocks
 from gaitgl.retrieval import (
+    CrossViewPass,
+    FirstMatchPass,
+    compared_pairs,
     cross_view_gallery,
+    cross_view_rank_table,
     cross_view_table,
     first_match_rank,
     mean_per_probe_view,
     mean_without_diagonal,
     rank_by_view,
     rank_table,
+    right_and_wrong,
     view_order,
 )
+from tests.naive_retrieval import Array, Rows, naive_distance, small_rows
 
-Array = NDArray[Any]
 Load = Callable[[str], dict[str, Array]]
-Rows = tuple[Array, Array, Array, Array]
 
 
 @pytest.fixture
@@ -33,16 +36,6 @@ def published(fixture_arrays: Load) -> dict[str, Array]:
 @pytest.fixture
 def rows(published: dict[str, Array]) -> Rows:
     return published["f"], published["subject"], published["sequence"], published["view"]
-
-
-def naive_distance(a: Array, b: Array, distance: str) -> float:
-    """a, b: [c, strips]."""
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    if distance == "strip_euclidean":
-        return float(np.mean([np.linalg.norm(a[:, s] - b[:, s]) for s in range(a.shape[1])]))
-    if distance == "cosine":
-        return float(1 - (a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b))
-    return float(np.linalg.norm(a - b))
 
 
 def naive_order(probe: int, gallery: list[int], rows: Rows, distance: str) -> list[bool]:
@@ -70,27 +63,6 @@ def naive_first_ranks(rows: Rows, distance: str) -> Array:
     return np.array(table)
 
 
-@st.composite
-def small_rows(draw: st.DrawFn) -> Rows:
-    """Subjects, views and sequences unevenly spread; whole-numbered embeddings with many ties.
-
-    Every row has a mirror image, so that the gallery's mean is 0 and all distances are exact.
-    """
-    n = draw(st.integers(2, 12))
-    sequences = np.array(
-        draw(st.lists(st.sampled_from(["00", "01", "02"]), min_size=n, max_size=n))
-    )
-    sequences[:2] = ["00", "01"]
-    random = np.random.default_rng(draw(st.integers(0, 2**16)))
-    embeddings = random.integers(0, 3, (n, 1, 2)).astype(np.float32)
-    return (
-        np.concatenate([embeddings, -embeddings]),
-        random.choice(["anna", "berta", "carla"], 2 * n),
-        np.tile(sequences, 2),
-        random.choice(["000", "045", "090"], 2 * n),
-    )
-
-
 def test_flattened_euclidean_equals_the_published_table(
     published: dict[str, Array], rows: Rows
 ) -> None:
@@ -113,6 +85,17 @@ def test_cross_view_gallery_equals_the_published_table(
     np.testing.assert_allclose(table.rank1, expected, rtol=1e-14)
     expected = published["crossview_gallery_map_per_strip"]
     np.testing.assert_allclose(table.mean_average_precision, expected, rtol=1e-14)
+
+
+def test_cross_view_ranks_rise_from_rank1_to_everyone(rows: Rows) -> None:
+    result = cross_view_gallery(*rows)
+    table = cross_view_rank_table(result, (1, 5, 10**6))  # [3, probe view]
+    assert np.array_equal(table[0], cross_view_table(result).rank1)
+    at = (result.probe_views == result.views[3]) & (result.ranks > 0)
+    assert table[1, 3] == pytest.approx(100 * (result.ranks[at] <= 5).mean())
+    assert (table[2] == 100).all()
+    with pytest.raises(ValueError, match="from 1"):
+        cross_view_rank_table(result, (0,))
 
 
 @settings(max_examples=60, deadline=None)
@@ -146,19 +129,61 @@ def test_cross_view_precision_equals_sorting(rows: Rows, block_bytes: int) -> No
         assert result.inverse_negative_penalty[i] == pytest.approx(precisions[-1])
 
 
+def naive_nearest(
+    probe: int, gallery: Array, rows: Rows, right: bool
+) -> tuple[float, Array | list[int]]:
+    """Distance of the nearest right (or wrong) entry, and all rows at that distance."""
+    embeddings, subjects, _, _ = rows
+    chosen = [g for g in gallery if (subjects[g] == subjects[probe]) == right]
+    if not chosen:
+        return np.inf, [-1]
+    apart = np.array([naive_distance(embeddings[probe], embeddings[g], "") for g in chosen])
+    return apart.min(), np.array(chosen)[apart == apart.min()]
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=small_rows(), block_bytes=st.sampled_from([1, 40, 2**20]))
+def test_nearest_entries_are_named(rows: Rows, block_bytes: int) -> None:
+    _, subjects, sequences, views = rows
+    first = first_match_rank(*rows, block_bytes=block_bytes)
+    cross = cross_view_gallery(*rows, block_bytes=block_bytes)
+    in_gallery = sequences == "01"
+
+    def check(found: tuple[float, int], expected: tuple[float, Array | list[int]]) -> None:
+        assert found[0] == np.float32(expected[0])
+        # the first by view, then subject, then row
+        order = sorted(expected[1], key=lambda row: (views[row], subjects[row], row))
+        assert found[1] == order[0]
+
+    for i, probe in enumerate(first.probes):
+        for v, view in enumerate(first.views):
+            gallery = np.flatnonzero(in_gallery & (views == view))
+            right = first.right_distances[i, v], first.right_rows[i, v]
+            wrong = first.wrong_distances[i, v], first.wrong_rows[i, v]
+            check(right, naive_nearest(probe, gallery, rows, right=True))
+            check(wrong, naive_nearest(probe, gallery, rows, right=False))
+        dropped = (subjects == subjects[probe]) & (views == views[probe])
+        gallery = np.flatnonzero(in_gallery & ~dropped)
+        right = cross.right_distances[i], cross.right_rows[i]
+        wrong = cross.wrong_distances[i], cross.wrong_rows[i]
+        check(right, naive_nearest(probe, gallery, rows, right=True))
+        check(wrong, naive_nearest(probe, gallery, rows, right=False))
+
+
 @pytest.mark.parametrize("distance", ["euclidean", "strip_euclidean", "cosine"])
-def test_distances_equal_their_definitions(distance: Any) -> None:
-    embeddings = 3 + np.random.default_rng(0).normal(size=(9, 4, 5)).astype(np.float32)
-    probes, gallery = np.array([0, 2, 8]), np.array([1, 3, 4, 5, 6, 7])
-    blocks = list(distance_blocks(embeddings, probes, gallery, distance, block_bytes=48))
-    assert [rows for rows, _ in blocks] == [slice(0, 2), slice(2, 3)]
-    found = np.concatenate([distances for _, distances in blocks])
-    expected = np.array(
-        [[naive_distance(embeddings[p], embeddings[g], distance) for g in gallery] for p in probes]
-    )
-    if distance == "cosine":
-        expected = np.sqrt(2 * expected)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+def test_one_pass_feeds_several_results(rows: Rows, distance: Any) -> None:
+    pairs = compared_pairs(*rows)
+    first, cross = FirstMatchPass(pairs), CrossViewPass(pairs)
+    blocks = distance_blocks(rows[0], pairs.probes, pairs.gallery, distance)
+    for block in right_and_wrong(pairs, blocks):
+        cross.add(block)
+        first.add(block)
+    for found, expected in (
+        (first.result(), first_match_rank(*rows, distance=distance)),
+        (cross.result(), cross_view_gallery(*rows, distance=distance)),
+    ):
+        for mine, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(mine, other)
 
 
 @pytest.mark.parametrize("distance", ["euclidean", "strip_euclidean", "cosine"])

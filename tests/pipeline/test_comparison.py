@@ -11,11 +11,10 @@ import pytest
 from pipeline.comparison import PLACE, Change, compare, json_of, text_of
 from pipeline.distance_pass import Method
 from pipeline.errors import PipelineError
-from pipeline.estimates import figures
 from pipeline.evaluation import evaluate
 from pipeline.layouts.casia_e_release import CasiaERelease
 from pipeline.layouts.oumvlp_release import OumvlpRelease
-from pipeline.probe_table import read_probes, write_probes
+from pipeline.probe_table import write_probes
 from pipeline.protocols import Protocol
 from tests.pipeline.walks import walks
 
@@ -50,16 +49,6 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             embeddings = embeddings + (0.1 * shift).astype(np.float32)
         made[name] = _report(folder / name, keys, embeddings)
     return made
-
-
-def test_probes_come_back_from_their_file(reports: dict[str, Path]) -> None:
-    keys, embeddings = walks(("00", "01"), subjects=40, noise=1.2)
-    results = evaluate(keys, embeddings, OUMVLP, Method(shown=False), 5).results
-    for back, result in zip(read_probes(reports["noisy"] / PLACE), results, strict=True):
-        assert (back.protocol, back.views) == (result.protocol, result.views)
-        assert back.impostor_pairs == result.probes.impostor_pairs
-        found = {name: f.estimate() for name, f in figures(back, "all").items()}
-        assert found == result.estimates["all"]
 
 
 def test_a_report_beside_itself_did_not_change(reports: dict[str, Path]) -> None:

@@ -353,14 +353,6 @@ def test_block_size_changes_nothing_and_re_ranking_something() -> None:
     assert reranked.estimates["all"]["map"].value > plain.estimates["all"]["map"].value
 
 
-def test_progress_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    keys, embeddings = walks(("00", "01"))
-    _result(keys, embeddings, PAIRS, Method(reranking=Reranking(3, 2, 0.3)))
-    said = capsys.readouterr().err
-    assert "neighbors of OUMVLP, all: 72/72 sequences (100 %)" in said
-    assert "comparing OUMVLP, all: 36/36 probes (100 %)" in said
-
-
 def test_the_headline_alone_is_that_of_the_evaluation() -> None:
     keys, embeddings = walks(("H-scene1-nm-1", "H-scene2-nm-1", "H-scene2-cl-1"))
     result = _result(keys, embeddings, CASIA_E)

@@ -1,42 +1,189 @@
-"""Stage evaluate as a process of its own."""
+"""The real stages on tiny data, from a release to its report, and what stops them."""
 
+import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
+import pytest
+import torch
 
-from pipeline.embedding_file import write_embeddings
-from pipeline.layouts.hid import Hid
-from pipeline.protocols import write_protocol
+from gaitgl.model import GaitGL, GaitGLConfig
+from pipeline.checkpoints import save_checkpoint
+from pipeline.embedding_file import read_embeddings, write_embeddings
+from pipeline.errors import PipelineError
+from pipeline.settings import Dataset, Settings
+from pipeline.silhouette_store import SilhouetteStore
+from pipeline.submission import check
+from stages import embed, evaluate, ingest, normalize
 from tests.child_processes import environment, python
 
+STAGES = {"ingest": ingest, "normalize": normalize, "embed": embed, "evaluate": evaluate}
 
-def test_probes_without_labels_are_told_before_anything_is_written(
+Run = Callable[[str, Dataset], None]
+
+
+@pytest.fixture
+def run(tracking_store: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """``run("ingest", "casia_e")`` runs a stage in the current folder."""
+
+    def stage(name: str, dataset: Dataset) -> None:
+        monkeypatch.setattr(sys, "argv", [name, dataset])
+        STAGES[name].main()  # type: ignore[attr-defined]
+
+    return stage
+
+
+def _train(dataset: Dataset, stage: str) -> None:
+    """Weights and a history as a training would leave them."""
+    torch.manual_seed(0)
+    config = GaitGLConfig(channels=(2, 2, 4, 4, 4, 4))
+    settings = Settings.load()
+    info = {
+        "dataset": dataset,
+        "seed": 0,
+        "silhouettes": SilhouetteStore(Path("data", dataset, "silhouettes")).digest(),
+        "training": (settings.finetune if stage == "finetune" else settings.pretrain).model_dump(),
+        "upstream": [],
+    }
+    folder = Path("models", stage)
+    folder.mkdir(parents=True)
+    save_checkpoint(folder / "checkpoint.safetensors", GaitGL(config), config, info)
+    history = pd.DataFrame({"step": [1, 2], "loss": 0.2, "active_share": 0.5, "p": [6.5, 6.4]})
+    history.assign(lr=1e-4).to_csv(folder / "history.csv", index=False)
+
+
+def _figure(seed: int) -> bytes:
+    """A frame: somebody of a width and height of their own stands in it."""
+    rng = np.random.default_rng(seed)
+    grey = np.zeros((96, 72), np.uint8)
+    axes = int(rng.integers(8, 16)), int(rng.integers(30, 44))
+    cv2.ellipse(grey, (36, 48), axes, int(rng.integers(0, 20)), 0, 360, 255, -1)
+    return cv2.imencode(".jpg", grey)[1].tobytes()
+
+
+@pytest.fixture
+def competition(
     project: Callable[..., Path],
+    tmp_path: Path,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
+    """A project with embeddings of a competition's data: the probes 00001 to 00004 look like the
+    people of the gallery, 00005 has too few frames and 00006 none."""
+    root = tmp_path / "hid"
+    walks = {"train/001/aa": 1, "train/002/bb": 2}
+    walks |= {f"test_gallery/{500 + i}/g{i}": 10 + i for i in (1, 2, 3, 4)}
+    walks |= {f"test_probe/{i:05}": 10 + i for i in (1, 2, 3, 4)}
+    files = {f"{w}/{i:03}.jpg": _figure(seed) for w, seed in walks.items() for i in range(4)}
+    for name, content in {**files, "test_probe/00005/001.jpg": _figure(9)}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    (root / "test_probe/00006").mkdir()
+    folder = project({"data.casia_e.root": str(root), "normalize.min_foreground": 100})
+    monkeypatch.chdir(folder)
+    run("ingest", "casia_e")
+    run("normalize", "casia_e")
+    _train("casia_e", "finetune")
+    run("embed", "casia_e")
+    return folder
+
+
+def test_a_competition_ends_in_a_submission(
+    competition: Path, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = project()
-    catalogue = folder / "data" / "casia_e" / "catalogue"
-    catalogue.mkdir(parents=True)
-    write_protocol(catalogue, Hid.protocol)
-    keys = pd.DataFrame(
-        [("casia_e", "501", "gallery-ab", "any"), ("casia_e", "00001", "probe", "any")],
-        columns=["dataset", "subject", "sequence", "view"],
+    run("evaluate", "casia_e")
+    path = competition / "reports/casia_e/tables/submission.csv"
+    assert path.read_text() == (
+        "videoID,label\n00001,501\n00002,502\n00003,503\n00004,504\n00005,501\n00006,501\n"
     )
-    made_by = {"stage": "finetune", "trained_by": "finetune", "checkpoint": "", "silhouettes": ""}
-    embeddings = np.zeros((2, 4, 64), np.float32)
-    write_embeddings(folder / "embeddings" / "casia_e.arrow", keys, embeddings, made_by)
-    before = sorted(folder.rglob("*"))
+    assert check(path, competition / "data/casia_e/catalogue", "videoID,label", False) == 6
+    said = capsys.readouterr().out
+    assert "submission: 6 probes in reports/casia_e/tables/submission.csv" in said
+    assert "2 of 6 probes have no usable frame" in said
+    metrics = json.loads((competition / "reports/casia_e/metrics.json").read_text())
+    assert metrics["submission"] == {"probes": 6, "nearest": 4, "no_frames": 2}
+
+
+def test_the_years_columns_and_unknown_people_are_settings(
+    competition: Path, run: Run, change_leaf: Callable[[Path, str, object], None]
+) -> None:
+    params = competition / "params.yaml"
+    change_leaf(params, "evaluate.submission.columns", "videoID,subjectID")
+    change_leaf(params, "evaluate.submission.unknown_above", 1e-12)
+    change_leaf(params, "evaluate.reranking.method", "k_reciprocal")
+    run("evaluate", "casia_e")
+    lines = (competition / "reports/casia_e/tables/submission.csv").read_text().splitlines()
+    assert lines[0] == "videoID,subjectID"
+    assert lines[5:] == ["00005,-1", "00006,-1"]
+
+
+def test_a_protocol_that_the_data_does_not_offer_is_told(
+    competition: Path, run: Run, change_leaf: Callable[[Path, str, object], None]
+) -> None:
+    change_leaf(competition / "params.yaml", "evaluate.protocols.casia_e", ["view_pairs"])
+    with pytest.raises(PipelineError, match="HID has no protocol called view_pairs; it offers hid"):
+        run("evaluate", "casia_e")
+    assert not (competition / "reports").exists()
+
+
+def test_bad_input_is_told_on_one_screen_before_anything_is_written(competition: Path) -> None:
+    path = competition / "embeddings/casia_e.arrow"
+    keys, embeddings, made_by = read_embeddings(path)
+    spoilt = embeddings.copy()
+    spoilt[2] = np.nan
+    keys.loc[5, "subject"] = "00077"
+    about = {k: v for k, v in made_by.items() if k in ("stage", "trained_by", "checkpoint")}
+    write_embeddings(path, keys, spoilt, {**about, "refused_test_sequences": "0"})
+    before = sorted(competition.rglob("*"))
     done = subprocess.run(
         python("from stages import evaluate; evaluate.run_stage(evaluate.main)", "casia_e"),
-        cwd=folder,
+        cwd=competition,
         env=environment(),
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 1
-    assert "error: HID: nobody knows who walks in the probes (test_probe)" in done.stderr
+    assert "error: casia_e: embeddings, catalogue and protocols do not belong toget" in done.stderr
+    assert "1 embedding(s) of 8 hold NaN or infinite values:\n  row 2: " in done.stderr
+    assert "1 embedding(s) of 8 are none of the 9 test sequences catalogued" in done.stderr
+    assert "row 5: 00077 probe any" in done.stderr
+    assert "1 sequence(s) that are compared have silhouettes, but no embedding" in done.stderr
     assert "Traceback" not in done.stderr
-    assert sorted(folder.rglob("*")) == before
+    assert sorted(competition.rglob("*")) == before
+
+
+def test_walkers_are_evaluated_by_both_protocols(
+    project: Callable[..., Path],
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    change_leaf: Callable[[Path, str, object], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = project()
+    monkeypatch.chdir(folder)
+    for stage in ("ingest", "normalize"):
+        run(stage, "oumvlp")
+    _train("oumvlp", "pretrain")
+    run("embed", "oumvlp")
+    run("evaluate", "oumvlp")
+    report = folder / "reports/oumvlp"
+    metrics = json.loads((report / "metrics.json").read_text())
+    assert 0 <= metrics["rank1_low"] <= metrics["rank1"] <= metrics["rank1_high"] <= 100
+    assert {"map", "minp", "eer"} <= set(metrics["all_views"])
+    said = capsys.readouterr().out
+    assert "OUMVLP, view_pairs: Each view is a gallery" in said
+    assert "OUMVLP, all_views: All views are one gallery" in said
+    first = {path: path.read_bytes() for path in sorted((report / "tables").iterdir())}
+    run("evaluate", "oumvlp")
+    assert {path: path.read_bytes() for path in sorted((report / "tables").iterdir())} == first
+    change_leaf(folder / "params.yaml", "evaluate.protocols.oumvlp", ["all_views"])
+    run("evaluate", "oumvlp")
+    metrics = json.loads((report / "metrics.json").read_text())
+    assert set(metrics["protocols"]) == {"all_views"}
+    assert "map" in metrics  # the first is the headline

@@ -1,0 +1,108 @@
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from gaitgl.bootstrap import interval, mean_draws, open_set_draws, view_pair_mean_draws
+from gaitgl.retrieval import FirstMatch, first_match_rank, mean_without_diagonal, rank_table
+from gaitgl.verification import open_set
+
+Array = NDArray[Any]
+
+
+@pytest.fixture(scope="module")
+def first(fixture_arrays: Callable[[str], dict[str, Array]]) -> FirstMatch:
+    rows = fixture_arrays("evaluation")
+    return first_match_rank(rows["f"], rows["subject"], rows["sequence"], rows["view"])
+
+
+@pytest.fixture(scope="module")
+def subjects(fixture_arrays: Callable[[str], dict[str, Array]], first: FirstMatch) -> Array:
+    return fixture_arrays("evaluation")["subject"][first.probes]
+
+
+def resamples(subjects: Array, draws: int, seed: int) -> list[Array]:
+    """Row numbers of each draw, a subject's rows as often as it was drawn."""
+    names = np.unique(subjects)
+    times = np.random.default_rng(seed).multinomial(
+        len(names), np.full(len(names), 1 / len(names)), size=draws
+    )
+    return [
+        np.concatenate([np.flatnonzero(subjects == name) for name in np.repeat(names, counts)])
+        for counts in times
+    ]
+
+
+def test_means_equal_those_of_repeated_rows(first: FirstMatch, subjects: Array) -> None:
+    values = np.where(first.ranks > 0, 100.0 * (first.ranks == 1), np.nan)[:, :3]
+    found = mean_draws(values, subjects, draws=20, seed=3)
+    expected = [np.nanmean(values[rows], axis=0) for rows in resamples(subjects, 20, 3)]
+    np.testing.assert_allclose(found, expected)
+    np.testing.assert_allclose(mean_draws(values[:, 1], subjects, 20, 3), found[:, 1])
+
+
+def test_view_pair_means_equal_those_of_repeated_rows(first: FirstMatch, subjects: Array) -> None:
+    found = view_pair_mean_draws(
+        100.0 * (first.ranks == 1), first.probe_views, first.views, subjects, draws=20, seed=3
+    )
+    expected = [
+        mean_without_diagonal(
+            rank_table(
+                first._replace(ranks=first.ranks[rows], probe_views=first.probe_views[rows]), (1,)
+            )
+        )[0]
+        for rows in resamples(subjects, 20, 3)
+    ]
+    np.testing.assert_allclose(found, expected)
+
+
+def test_open_set_draws_equal_those_of_repeated_rows(first: FirstMatch, subjects: Array) -> None:
+    right, wrong = first.right_distances[:, 2], first.wrong_distances[:, 2]
+    for fpir in (0.01, 0.2, 1.0):
+        found = open_set_draws(right, wrong, subjects, fpir, draws=20, seed=3)
+        expected = [
+            open_set(right[rows], wrong[rows], fpir).miss_rate
+            for rows in resamples(subjects, 20, 3)
+        ]
+        np.testing.assert_allclose(found, expected)
+
+
+def test_the_same_subjects_and_seed_see_the_same_draws(subjects: Array) -> None:
+    """So that the difference of two results on one set of probes is paired."""
+    values = np.random.default_rng(0).normal(size=len(subjects))
+    one = mean_draws(values, subjects)
+    np.testing.assert_array_equal(one, mean_draws(values, subjects))
+    low, high = interval(mean_draws(values + 2, subjects) - one)
+    assert low == pytest.approx(2)
+    assert high == pytest.approx(2)
+    shuffled = np.random.default_rng(1).permutation(len(subjects))
+    np.testing.assert_allclose(one, mean_draws(values[shuffled], subjects[shuffled]))
+    assert not np.array_equal(one, mean_draws(values, subjects, seed=1))
+
+
+def test_intervals_are_as_wide_as_theory_says() -> None:
+    """A subject's rows are all alike, so that only the number of subjects narrows the interval."""
+    per_subject = np.random.default_rng(0).normal(size=400)
+    subjects = np.repeat(np.arange(400), 25)
+    low, high = interval(mean_draws(per_subject[subjects], subjects, draws=4000))
+    half = 1.96 * per_subject.std() / np.sqrt(400)
+    assert low == pytest.approx(per_subject.mean() - half, abs=0.1 * half)
+    assert high == pytest.approx(per_subject.mean() + half, abs=0.1 * half)
+
+
+def test_one_subject_has_no_spread_and_nothing_has_no_interval() -> None:
+    values, subjects = np.array([0.0, 100, 50]), np.array(["a", "a", "a"])
+    assert interval(mean_draws(values, subjects)) == (50, 50)
+    unknown = mean_draws(np.full((3, 2), np.nan), subjects)
+    assert np.isnan(interval(unknown)).all()
+    assert np.isnan(open_set_draws(values, values, subjects)).all()  # 3 searches: no 1 %
+
+
+def test_draws_without_a_value_are_left_out() -> None:
+    """The one subject with a value is missing from some draws."""
+    values, subjects = np.array([7.0, np.nan]), np.array(["a", "b"])
+    draws = mean_draws(values, subjects)
+    assert 0 < np.isnan(draws).sum() < len(draws)
+    assert interval(draws) == (7, 7)

@@ -1,0 +1,65 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gaitgl.distances import distance_blocks, pair_distances
+from tests.naive_retrieval import Array, naive_distance
+
+DISTANCES = ["euclidean", "strip_euclidean", "cosine"]
+
+
+@pytest.fixture
+def embeddings() -> Array:
+    """[9, 4, 5], far from 0."""
+    return 3 + np.random.default_rng(0).normal(size=(9, 4, 5)).astype(np.float32)
+
+
+def matrix(*arguments: Any, **options: Any) -> Array:
+    return np.concatenate([distances for _, distances in distance_blocks(*arguments, **options)])
+
+
+def by_definition(embeddings: Array, probes: Array, gallery: Array, distance: str) -> Array:
+    found = np.array(
+        [[naive_distance(embeddings[p], embeddings[g], distance) for g in gallery] for p in probes]
+    )
+    return np.sqrt(2 * found.clip(min=0)) if distance == "cosine" else found
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_distances_equal_their_definitions(embeddings: Array, distance: Any) -> None:
+    probes, gallery = np.array([0, 2, 8]), np.array([1, 3, 4, 5, 6, 7])
+    blocks = list(distance_blocks(embeddings, probes, gallery, distance, block_bytes=48))
+    assert [rows for rows, _ in blocks] == [slice(0, 2), slice(2, 3)]
+    found = np.concatenate([distances for _, distances in blocks])
+    expected = by_definition(embeddings, probes, gallery, distance)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_a_memory_map_will_do(embeddings: Array, distance: Any, tmp_path: Path) -> None:
+    np.save(tmp_path / "embeddings.npy", embeddings)
+    mapped = np.load(tmp_path / "embeddings.npy", mmap_mode="r")
+    probes, gallery = np.array([0, 2]), np.array([8, 3, 1])
+    found = matrix(mapped, probes, gallery, distance)
+    assert np.array_equal(found, matrix(embeddings, probes, gallery, distance))
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_pairs_are_as_far_apart_as_by_definition(embeddings: Array, distance: Any) -> None:
+    first, second = np.array([0, 2, 8, 8, 1]), np.array([1, 2, 0, 8, 0])
+    expected = np.diag(by_definition(embeddings, first, second, distance))
+    for block_bytes in (1, 400, 2**20):
+        for given in (embeddings, torch.from_numpy(embeddings)):
+            found = pair_distances(given, first, second, distance, block_bytes)
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_bad_rows_are_counted(embeddings: Array) -> None:
+    embeddings[4] = np.nan
+    with pytest.raises(ValueError, match="1 of the 2 rows"):
+        pair_distances(embeddings, np.array([4, 0]), np.array([1, 1]), "euclidean")
+    with pytest.raises(ValueError, match="expected one of"):
+        pair_distances(embeddings, np.array([0]), np.array([1]), "manhattan")  # type: ignore[arg-type]
