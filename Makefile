@@ -2,6 +2,7 @@
 # make test    the tests            make lint    ruff and mypy            make ui    the MLflow UI
 # make soak    the long tests: trainings killed again and again
 # make bench   speed against plain versions: one table, and benchmarks/latest.json   ARGS="--quick"
+# make ablations   what each part of the network is worth: docs/ablations.md   ARGS="--seeds 3 --jobs 1"
 # make sync-runs   to MLflow with what it has not got: the server was down, or a stage was killed
 # make lock    renew requirements.lock from pyproject.toml
 # Each sets up .venv by itself. PYTHON=python3.12 chooses the interpreter, ARGS="--dry" is passed on.
@@ -18,7 +19,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: repro test soak bench lint ui sync-runs lock setup
+.PHONY: repro test soak bench ablations lint ui sync-runs lock setup
 
 # dvc 3.67 cannot dry-run a stage whose inputs are not made yet; before the first run all are due
 DRY := $(findstring --dry,$(ARGS))
@@ -37,6 +38,9 @@ soak: $(READY)
 
 bench: $(READY)
 	@python -m benchmarks $(ARGS)
+
+ablations: $(READY)
+	@python -m pipeline.ablations $(ARGS)
 
 lint: $(READY)
 	@ruff check . && ruff format --check . && mypy

@@ -40,8 +40,16 @@ class GaitGLConfig:
     """a of Eq. 1: frames that one step of the local temporal aggregation sees."""
     lta_stride: int = 3
     """b of Eq. 1: frames between two such steps."""
+    aggregation: Literal["lta", "max_pool"] = "lta"
+    """What follows the first convolution: LTA, or the spatial max pooling that LTA replaces."""
+    branches: Literal["both", "global", "local"] = "both"
+    """Of every GLConv: Eq. 4 and Eq. 5, or one of them alone, which leaves nothing to join."""
+    last_join: Literal["stack", "add"] = "stack"
+    """How the last GLConv joins its branches: as GLConvB (Table 1) or as another GLConvA."""
     gem_p: float = 6.5
     """Initial p of Eq. 8, in [1, 100]: 1 is the mean over a strip, infinity its maximum."""
+    gem_learned: bool = True
+    """Whether p is trained; otherwise it stays where it starts."""
     spatial_pooling: Literal["gem", "max_mean"] = "gem"
     """How a strip becomes one number per channel: Eq. 8 or Eq. 7."""
     max_weight: float = 1.0
@@ -51,39 +59,55 @@ class GaitGLConfig:
     activation: Literal["branch", "sum"] = "branch"
     """Where GLConvA's LeakyReLU stands: on both branches, as published, or after Eq. 2's sum."""
     height: int = 64
-    """Rows of a silhouette. Also the number of strips: max pooling halves the rows and GLConvB
-    doubles them."""
+    """Rows of a silhouette. Also the number of strips, unless other settings say otherwise: max
+    pooling halves the rows and GLConvB doubles them."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))  # lists come from settings
         problems = []
         if len(self.channels) != 6 or any(c < 1 for c in self.channels):
             problems.append(f"channels: expected 6 positive widths, got {self.channels}")
-        if self.height < 2 or self.height % 2:
-            problems.append(f"height: expected an even number of rows, got {self.height}")
-        elif self.parts < 1 or (self.height // 2) % self.parts:
+        shrink, rows = self.shrink, self.height // self.shrink
+        if rows < 1 or self.height % shrink:
+            problems.append(f"height: expected a multiple of {shrink}, got {self.height}")
+        elif self.parts < 1 or rows % self.parts:
             problems.append(
-                f"parts: expected a divisor of {self.height // 2} (height / 2), got {self.parts}"
+                f"parts: expected a divisor of {rows} (height / {shrink}), got {self.parts}"
             )
         if self.lta_kernel < 1:
             problems.append(f"lta_kernel: expected at least 1, got {self.lta_kernel}")
         if self.lta_stride < 1:
             problems.append(f"lta_stride: expected at least 1, got {self.lta_stride}")
+        for name, known in {
+            "aggregation": ("lta", "max_pool"),
+            "branches": ("both", "global", "local"),
+            "last_join": ("stack", "add"),
+            "spatial_pooling": ("gem", "max_mean"),
+            "activation": ("branch", "sum"),
+        }.items():
+            if getattr(self, name) not in known:
+                words = " or ".join(map(repr, known))
+                problems.append(f"{name}: expected {words}, got {getattr(self, name)!r}")
         if not 1 <= self.gem_p <= 100:
             problems.append(f"gem_p: expected a value in [1, 100], got {self.gem_p}")
-        if self.spatial_pooling not in ("gem", "max_mean"):
-            problems.append(
-                f"spatial_pooling: expected 'gem' or 'max_mean', got {self.spatial_pooling!r}"
-            )
         if not (math.isfinite(self.max_weight) and math.isfinite(self.mean_weight)):
             problems.append(
                 "max_weight, mean_weight: expected finite numbers, got "
                 f"{self.max_weight}, {self.mean_weight}"
             )
-        if self.activation not in ("branch", "sum"):
-            problems.append(f"activation: expected 'branch' or 'sum', got {self.activation!r}")
         if problems:
             raise ValueError("GaitGLConfig: " + "; ".join(problems))
+
+    @property
+    def shrink(self) -> int:
+        """Rows (and columns) of a silhouette for each one of the last feature maps."""
+        return 4 if self.aggregation == "max_pool" else 2
+
+    @property
+    def strips(self) -> int:
+        """Strips of an embedding: rows of the last feature map, which GLConvB doubles."""
+        stacked = self.branches == "both" and self.last_join == "stack"
+        return self.height // self.shrink * (2 if stacked else 1)
 
 
 def leaky_relu_(x: Tensor) -> Tensor:
@@ -117,6 +141,8 @@ class GLConv(nn.Module):
     the uncut picture only in the two rows beside each inner border, where the kernel must not see
     the row on the other side. So the uncut picture is convolved, and `uncross` takes back what
     crossed. This is exact, and with activation="sum" it makes global + local one convolution.
+
+    With one of the branches alone, its output is all there is: [n, c_out, t, h, w].
     """
 
     def __init__(
@@ -126,15 +152,23 @@ class GLConv(nn.Module):
         parts: int,
         join: Literal["add", "stack"],
         activation: Literal["branch", "sum"],
+        branches: Literal["both", "global", "local"] = "both",
     ) -> None:
         super().__init__()
-        self.global_conv = nn.Conv3d(channels_in, channels_out, 3, padding=1, bias=False)
-        self.local_conv = nn.Conv3d(channels_in, channels_out, 3, padding=1, bias=False)
+        if branches != "local":
+            self.global_conv = nn.Conv3d(channels_in, channels_out, 3, padding=1, bias=False)
+        if branches != "global":
+            self.local_conv = nn.Conv3d(channels_in, channels_out, 3, padding=1, bias=False)
         self.parts = parts
         self.join = join
         self.activation = activation
+        self.branches = branches
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.branches == "global":
+            return leaky_relu_(self.global_conv(x))
+        if self.branches == "local":
+            return leaky_relu_(self.uncross(self.local_conv(x), x))
         if self.join == "add" and self.activation == "sum":
             # Nothing stands between the convolutions and their sum: sum the kernels instead.
             summed = self.global_conv.weight + self.local_conv.weight
@@ -168,15 +202,15 @@ class GLConv(nn.Module):
 class GeMPooling(nn.Module):
     """Generalized mean over the width, Eq. 8: [n, c, h, w] -> float32 [n, c, h].
 
-    (mean x^p)^(1/p) with one learned p: p = 1 is the mean, p -> infinity the maximum. Values are
-    clamped to 1e-6 from below, as published. The power itself underflows in float32 once p passes
-    about 7.5, which makes the gradient of p NaN on background; here it is never formed:
-    log GeM = (logsumexp(p log x) - log w) / p. Always in float32.
+    (mean x^p)^(1/p) with one p, learned unless told otherwise: p = 1 is the mean, p -> infinity the
+    maximum. Values are clamped to 1e-6 from below, as published. The power itself underflows in
+    float32 once p passes about 7.5, which makes the gradient of p NaN on background; here it is
+    never formed: log GeM = (logsumexp(p log x) - log w) / p. Always in float32.
     """
 
-    def __init__(self, p: float) -> None:
+    def __init__(self, p: float, learned: bool = True) -> None:
         super().__init__()
-        self.p = nn.Parameter(torch.tensor([p]))
+        self.p = nn.Parameter(torch.tensor([p]), requires_grad=learned)
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
@@ -228,20 +262,24 @@ class GaitGL(nn.Module):
         super().__init__()
         self.config = config
         c1, a1, a2, a3, a4, b1 = config.channels
-        parts, activation = config.parts, config.activation
+        parts, activation, branches = config.parts, config.activation, config.branches
         self.first_conv = nn.Conv3d(1, c1, 3, padding=1, bias=False)
-        self.lta = LocalTemporalAggregation(c1, config.lta_kernel, config.lta_stride)
-        self.glconv_a1 = GLConv(c1, a1, parts, "add", activation)
-        self.glconv_a2 = GLConv(a1, a2, parts, "add", activation)
-        self.glconv_a3 = GLConv(a2, a3, parts, "add", activation)
-        self.glconv_a4 = GLConv(a3, a4, parts, "add", activation)
-        self.glconv_b1 = GLConv(a4, b1, parts, "stack", activation)
+        self.lta: LocalTemporalAggregation | nn.MaxPool3d
+        if config.aggregation == "lta":
+            self.lta = LocalTemporalAggregation(c1, config.lta_kernel, config.lta_stride)
+        else:
+            self.lta = nn.MaxPool3d((1, 2, 2))
+        self.glconv_a1 = GLConv(c1, a1, parts, "add", activation, branches)
+        self.glconv_a2 = GLConv(a1, a2, parts, "add", activation, branches)
+        self.glconv_a3 = GLConv(a2, a3, parts, "add", activation, branches)
+        self.glconv_a4 = GLConv(a3, a4, parts, "add", activation, branches)
+        self.glconv_b1 = GLConv(a4, b1, parts, config.last_join, activation, branches)
         self.pooling: GeMPooling | MaxMeanPooling
         if config.spatial_pooling == "gem":
-            self.pooling = GeMPooling(config.gem_p)
+            self.pooling = GeMPooling(config.gem_p, config.gem_learned)
         else:
             self.pooling = MaxMeanPooling(config.max_weight, config.mean_weight)
-        self.separate_fc = SeparateLinear(config.height, b1, b1)
+        self.separate_fc = SeparateLinear(config.strips, b1, b1)
         # Fans of separate_fc are those of its whole [strips, c, c] tensor, as published.
         for module in self.modules():
             if isinstance(module, nn.Conv3d | SeparateLinear):
@@ -259,19 +297,20 @@ class GaitGL(nn.Module):
         (1 frame becomes 3, 2 become 4).
 
         Args:
-            silhouettes: float [n, 1, t, height, w] in [0, 1], t >= 1, w >= 2.
+            silhouettes: float [n, 1, t, height, w] in [0, 1], t >= 1, w >= 2 (w >= 4 with
+                aggregation="max_pool").
 
         Returns:
-            Embeddings, float32 [n, c, strips]; c is the last of `channels`, strips the height.
+            Embeddings, float32 [n, c, strips]; c is the last of `channels`.
 
         Raises:
             ValueError: another shape, or not a float type.
         """
         x = silhouettes
-        h = self.config.height
-        if x.ndim != 5 or x.shape[1] != 1 or x.shape[3] != h or x.shape[4] < 2 or 0 in x.shape:
+        h, shrink = self.config.height, self.config.shrink
+        if x.ndim != 5 or x.shape[1] != 1 or x.shape[3] != h or x.shape[4] < shrink or 0 in x.shape:
             raise ValueError(
-                f"expected silhouettes [n, 1, t, {h}, w] with n, t >= 1 and w >= 2, "
+                f"expected silhouettes [n, 1, t, {h}, w] with n, t >= 1 and w >= {shrink}, "
                 f"got {tuple(x.shape)}"
             )
         if not x.is_floating_point():
@@ -279,14 +318,14 @@ class GaitGL(nn.Module):
         repeats = math.ceil(self.config.lta_kernel / x.shape[2])
         x = x.repeat(1, 1, repeats, 1, 1)
         x = leaky_relu_(self.first_conv(x))
-        x = self.lta(x)  # [n, c, t2, h, w], Eq. 1
+        x = self.lta(x)  # [n, c, t2, h, w], Eq. 1; max pooling instead: [n, c, t, h / 2, w / 2]
         x = self.glconv_a1(x)
         x = F.max_pool3d(x, (1, 2, 2))  # [n, c, t2, h / 2, w / 2]
         x = self.glconv_a2(x)
         x = self.glconv_a3(x)
         x = self.glconv_a4(x)
-        x = self.glconv_b1(x)  # [n, c, t2, h, w / 2]
-        x = x.max(2).values  # [n, c, h, w / 2], Eq. 6
-        x = self.pooling(x)  # [n, c, h], Eq. 7 or 8
-        embeddings: Tensor = self.separate_fc(x)  # [n, c, h], Eq. 9
+        x = self.glconv_b1(x)  # [n, c, t2, strips, w / 2]
+        x = x.max(2).values  # [n, c, strips, w / 2], Eq. 6
+        x = self.pooling(x)  # [n, c, strips], Eq. 7 or 8
+        embeddings: Tensor = self.separate_fc(x)  # [n, c, strips], Eq. 9
         return embeddings

@@ -31,7 +31,7 @@ def to_gaitgl(state_dict: Mapping[str, Tensor]) -> tuple[GaitGLConfig, dict[str,
     """Rename a published state dict, and read the architecture off the weights' shapes.
 
     What shapes do not tell is as the published code has it: 2 parts, temporal stride 3, activation
-    on both branches.
+    on both branches, a learned p.
 
     Args:
         state_dict: published names, all of them with or all without a leading "module." (as
@@ -78,7 +78,15 @@ def from_gaitgl(config: GaitGLConfig, state_dict: Mapping[str, Tensor]) -> dict[
         ValueError: names every setting that the published code does not have, or every unknown,
             missing or misshapen weight.
     """
-    settings = {"parts": 2, "lta_stride": 3, "spatial_pooling": "gem", "activation": "branch"}
+    settings = {
+        "parts": 2,
+        "lta_stride": 3,
+        "aggregation": "lta",
+        "branches": "both",
+        "last_join": "stack",
+        "spatial_pooling": "gem",
+        "activation": "branch",
+    }
     _refuse(
         f"{name}: the published code has {value!r} only, this model has {getattr(config, name)!r}"
         for name, value in settings.items()

@@ -88,7 +88,7 @@ def advice(
     others = [f"{stage}.clip_frames: {frames}"] if frames > config.lta_kernel else []
     if training.precision == "float32":
         others.append(f"{stage}.precision: bfloat16")
-    if config.activation == "branch":
+    if config.activation == "branch" and config.branches == "both":
         others.append("model.activation: sum")
     others.append("narrower model.channels, or more runtime.processes with a GPU each")
     return (

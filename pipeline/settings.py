@@ -94,10 +94,24 @@ class Model(Section):
     """Output channels of first conv and LTA, A1, A2, A3, A4, B1 (Table 1)."""
 
     parts: Literal[1, 2, 4, 8, 16]
-    """Horizontal parts of the local branch (Table 1: 2); the 32 rows must divide evenly."""
+    """Horizontal parts of the local branch (Table 1: 2); they divide the last layers' 32 rows."""
+
+    aggregation: Literal["lta", "max_pool"]
+    """What follows the first convolution: LTA (Eq. 1), or the spatial max pooling that it replaces,
+    which leaves half the rows, and so half the strips."""
+
+    branches: Literal["both", "global", "local"]
+    """Branches of every GLConv: Eq. 4 and Eq. 5, or one of them alone, with half the strips."""
+
+    last_join: Literal["stack", "add"]
+    """The last layer is a GLConvB, which stacks its branches (Table 1), or a GLConvA, which adds
+    them and leaves half the strips."""
 
     gem_p: Annotated[float, Field(ge=1, le=100)]
-    """Where the learned exponent of GeM pooling starts (Eq. 8)."""
+    """Where the exponent of GeM pooling starts (Eq. 8)."""
+
+    gem_learned: bool
+    """Train that exponent (the paper), or let it stay where it starts."""
 
     spatial_pooling: Literal["gem", "max_mean"]
     """What maps a strip to a vector: GeM (Eq. 8) or max and mean added (Eq. 7)."""

@@ -106,3 +106,47 @@ def copy_project(folder: Path) -> Project:
     (folder / "dvc.lock").unlink(missing_ok=True)
     (folder / "synthetic/dvc.lock").unlink(missing_ok=True)
     return Project(folder)
+
+
+SMALL_TRAINING = {
+    "subjects_per_batch": 2,
+    "sequences_per_subject": 2,
+    "clip_frames": 4,
+    "steps": 3,
+    "warmup_steps": 0,
+    "lr_drops": [2],
+    "precision": "float32",
+}
+
+
+def small_pipeline(folder: Path) -> Project:
+    """The whole pipeline on a cast of a few walkers, committed; ``folder`` need not be there."""
+    project = copy_project(folder)
+    project.change(
+        model__channels=[2, 2, 4, 4, 4, 4],
+        normalize__min_frames=3,
+        runtime__workers=1,
+        runtime__log_every=1,
+        runtime__device="cpu",
+        **{f"{s}__{k}": v for s in ("pretrain", "finetune") for k, v in SMALL_TRAINING.items()},
+    )
+    frames = {"fewest_frames": 4, "most_frames": 8}
+    project.edit(
+        "synthetic/params.yaml",
+        {
+            "oumvlp__training_subjects": 3,
+            "oumvlp__test_subjects": 3,
+            "oumvlp__views": ["000", "090"],
+            "casia_e__training_subjects": 3,
+            "casia_e__validation_subjects": 1,
+            "casia_e__test_subjects": 3,
+            "casia_e__views": ["000", "090"],
+            **{f"{d}__recording__{k}": v for d in ("oumvlp", "casia_e") for k, v in frames.items()},
+        },
+    )
+    project.run("git", "init", "-q")
+    project.run("git", "config", "user.email", "walker@example.com")
+    project.run("git", "config", "user.name", "walker")
+    project.run("git", "add", "-A")
+    project.run("git", "commit", "-q", "-m", "small")
+    return project

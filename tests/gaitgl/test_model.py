@@ -65,6 +65,20 @@ def test_glconv_equals_two_convolutions_with_the_parts_cut_out(
         assert_close(found_grad, expected_grad, 2e-6)
 
 
+@pytest.mark.parametrize("join", ["add", "stack"])
+@pytest.mark.parametrize("activation", ["branch", "sum"])
+@pytest.mark.parametrize("branch", ["global", "local"])
+def test_one_branch_alone_is_its_convolution_and_nothing_else(
+    branch: Any, join: Any, activation: Any
+) -> None:
+    glconv = GLConv(3, 5, 4, join, activation, branch)
+    x = torch.randn(2, 3, 4, 8, 6)
+    (weight,) = glconv.parameters()
+    parts = x.chunk(4 if branch == "local" else 1, 3)
+    expected = torch.cat([F.conv3d(part, weight, padding=1) for part in parts], 3)
+    assert_close(glconv(x), F.leaky_relu(expected, 0.01), 2e-6)
+
+
 def test_glconv_without_parts_differs_from_glconv_with_parts() -> None:
     """Guards the test above: the borders are where parts make a difference."""
     cut = GLConv(3, 5, 2, "add", "branch")
@@ -73,6 +87,17 @@ def test_glconv_without_parts_differs_from_glconv_with_parts() -> None:
     x = torch.randn(1, 3, 3, 8, 4)
     difference = (cut(x) - uncut(x)).abs().amax(dim=(0, 1, 2, 4))  # [h]
     assert set(difference.nonzero().flatten().tolist()) == {3, 4}
+
+
+def test_p_that_is_not_learned_gets_no_gradient_and_stays() -> None:
+    model = GaitGL(GaitGLConfig(channels=SMALL, gem_p=3.0, gem_learned=False, height=8))
+    optimizer = torch.optim.Adam(model.parameters(), 0.1)
+    for _ in range(3):
+        model(torch.rand(2, 1, 3, 8, 8)).square().sum().backward()
+        optimizer.step()
+    assert model.gem_p == 3.0
+    assert model.pooling.p.grad is None
+    assert "pooling.p" in model.state_dict()
 
 
 @pytest.mark.parametrize("p", [1.0, 2.5, 6.5])
@@ -160,14 +185,51 @@ def test_temporal_length_after_aggregation_is_equation_1(
     assert model(torch.rand(1, 1, frames, 4, 4)).shape == (1, 6, 4)
 
 
+STRIPS = {  # of a silhouette of 16 rows
+    (): 16,
+    ("branches", "global"): 8,
+    ("branches", "local"): 8,
+    ("last_join", "add"): 8,
+    ("aggregation", "max_pool"): 8,
+    ("aggregation", "max_pool", "last_join", "add"): 4,
+    ("aggregation", "max_pool", "branches", "local"): 4,
+}
+
+
+@pytest.mark.parametrize(("changed", "strips"), STRIPS.items())
+def test_strips_follow_from_the_layers(changed: tuple[str, ...], strips: int) -> None:
+    architecture: dict[str, Any] = dict(zip(changed[::2], changed[1::2], strict=True))
+    config = GaitGLConfig(channels=SMALL, height=16, **architecture)
+    assert config.strips == strips
+    assert GaitGL(config)(torch.rand(1, 1, 5, 16, 8)).shape == (1, 6, strips)
+
+
+def test_max_pooling_takes_the_place_of_lta() -> None:
+    model = GaitGL(GaitGLConfig(channels=SMALL, aggregation="max_pool", height=16))
+    assert not any("lta" in name for name in model.state_dict())
+    x = torch.randn(1, 2, 5, 16, 8)
+    pooled = x.reshape(1, 2, 5, 8, 2, 4, 2).amax((4, 6))  # [n, c, t, h / 2, w / 2]
+    assert torch.equal(model.lta(x), pooled)
+
+
+def test_a_glconva_in_the_last_place_adds_its_branches() -> None:
+    model = GaitGL(GaitGLConfig(channels=SMALL, last_join="add", activation="branch", height=16))
+    x = torch.randn(1, 5, 3, 8, 4)
+    expected = naive_glconv(model.glconv_b1, x, 2, "add", "branch")
+    assert_close(model.glconv_b1(x), expected, 2e-6)
+
+
 @pytest.mark.parametrize("activation", ["branch", "sum"])
 @pytest.mark.parametrize("pooling", ["gem", "max_mean"])
-def test_every_variant_learns(activation: Any, pooling: Any) -> None:
+@pytest.mark.parametrize(("changed", "strips"), STRIPS.items())
+def test_every_variant_learns(
+    activation: Any, pooling: Any, changed: tuple[str, ...], strips: int
+) -> None:
     """All weights get a gradient, and a few steps lower a loss."""
-    model = GaitGL(
-        GaitGLConfig(channels=SMALL, activation=activation, spatial_pooling=pooling, height=16)
-    )
-    x, target = torch.rand(2, 1, 6, 16, 8), torch.randn(2, 6, 16)
+    architecture: dict[str, Any] = dict(zip(changed[::2], changed[1::2], strict=True))
+    architecture |= {"activation": activation, "spatial_pooling": pooling}
+    model = GaitGL(GaitGLConfig(channels=SMALL, height=16, **architecture))
+    x, target = torch.rand(2, 1, 6, 16, 8), torch.randn(2, 6, strips)
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     losses = []
     for _ in range(15):
@@ -275,12 +337,18 @@ def test_all_config_problems_are_named_at_once() -> None:
             parts=3,
             lta_kernel=0,
             lta_stride=0,
+            aggregation="mean",
+            branches="all",
+            last_join="none",
             gem_p=0.5,
             spatial_pooling="mean",
             max_weight=float("nan"),
             activation="none",
         )
-    named = "channels parts lta_kernel lta_stride gem_p spatial_pooling max_weight activation"
+    named = (
+        "channels parts lta_kernel lta_stride aggregation branches last_join gem_p "
+        "spatial_pooling max_weight activation"
+    )
     assert all(re.search(rf"\b{name}\b", str(error.value)) for name in named.split())
 
 
@@ -288,6 +356,18 @@ def test_all_config_problems_are_named_at_once() -> None:
 def test_height_must_be_even_and_positive(height: int) -> None:
     with pytest.raises(ValueError, match="height"):
         GaitGLConfig(height=height)
+
+
+def test_two_poolings_need_rows_that_halve_twice_and_parts_that_fit() -> None:
+    with pytest.raises(ValueError, match=r"height: expected a multiple of 4, got 62"):
+        GaitGLConfig(height=62, aggregation="max_pool", parts=1)
+    with pytest.raises(ValueError, match=r"parts: expected a divisor of 16 \(height / 4\), got 32"):
+        GaitGLConfig(aggregation="max_pool", parts=32)
+
+
+def test_two_poolings_need_four_columns() -> None:
+    with pytest.raises(ValueError, match="w >= 4"):
+        GaitGL(GaitGLConfig(channels=SMALL, aggregation="max_pool"))(torch.zeros(1, 1, 3, 64, 3))
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,9 @@ def test_settings_the_published_code_lacks_are_refused() -> None:
     config = GaitGLConfig(parts=4, lta_stride=1, spatial_pooling="max_mean", activation="sum")
     with pytest.raises(ValueError, match=r"(?s)parts.*lta_stride.*spatial_pooling.*activ"):
         from_gaitgl(config, GaitGL(config).state_dict())
+    config = GaitGLConfig(aggregation="max_pool", branches="local", last_join="add")
+    with pytest.raises(ValueError, match=r"(?s)aggregation.*branches.*last_join"):
+        from_gaitgl(config, GaitGL(config).state_dict())
 
 
 def test_the_way_back_checks_names_and_shapes_too() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from safetensors import safe_open
 
 from gaitgl.model import GaitGL, GaitGLConfig
 from pipeline.checkpoints import FORMAT, load_weights, read_checkpoint, save_checkpoint
@@ -48,6 +49,21 @@ def test_eq_7s_weights_are_part_of_the_architecture(tmp_path: Path) -> None:
     )
     save_checkpoint(tmp_path / "c", GaitGL(config), config, {})
     assert read_checkpoint(tmp_path / "c")[0] == config
+
+
+def test_a_checkpoint_from_before_a_setting_existed_has_its_default(
+    path: Path, model: GaitGL
+) -> None:
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["gaitgl"])
+    for name in ("aggregation", "branches", "last_join", "gem_learned"):
+        del header["architecture"][name]
+    safetensors.torch.save_file(
+        dict(model.state_dict()), path, {"gaitgl": json.dumps(header, sort_keys=True)}
+    )
+    config, weights, _ = read_checkpoint(path)
+    assert config == CONFIG
+    load_weights(GaitGL(config), weights, path)
 
 
 def test_the_same_model_gives_the_same_bytes(tmp_path: Path, path: Path, model: GaitGL) -> None:

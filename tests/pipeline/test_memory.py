@@ -52,6 +52,10 @@ def test_it_grows_with_the_clip_and_shrinks_with_cheaper_arithmetic() -> None:
     assert kept_bytes(CONFIG, 30, "bfloat16") < 0.7 * whole
     summed = GaitGLConfig(channels=CONFIG.channels, activation="sum")
     assert kept_bytes(summed, 30, "float32") < 0.8 * whole
+    alone = GaitGLConfig(channels=CONFIG.channels, branches="global")
+    assert kept_bytes(alone, 30, "float32") < 0.8 * whole
+    pooled = GaitGLConfig(channels=CONFIG.channels, aggregation="max_pool")
+    assert kept_bytes(pooled, 30, "float32") < whole
 
 
 def test_a_batch_that_fits_is_no_problem(training: Pretrain) -> None:
@@ -86,6 +90,8 @@ def test_the_advice_does_not_name_what_is_done_already(training: Pretrain) -> No
     assert "not even 2 subjects would fit" in text
     assert "precision" not in text
     assert "activation" not in text
+    config = GaitGLConfig(channels=CONFIG.channels, branches="global")
+    assert "activation" not in advice("pretrain", lean, config, 2**20, 1)
 
 
 def test_where_the_batch_would_fit_something_else_holds_the_memory(training: Pretrain) -> None:

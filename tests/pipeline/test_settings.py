@@ -54,6 +54,8 @@ def test_paper_profile_has_the_papers_numbers() -> None:
     assert settings.model.parts == 2
     assert settings.model.gem_p == 6.5
     assert (settings.model.spatial_pooling, settings.model.activation) == ("gem", "branch")
+    assert (settings.model.aggregation, settings.model.branches) == ("lta", "both")
+    assert (settings.model.last_join, settings.model.gem_learned) == ("stack", True)
     p, f = settings.pretrain, settings.finetune
     assert (p.subjects_per_batch, p.sequences_per_subject, p.clip_frames) == (32, 8, 30)
     assert (f.subjects_per_batch, f.sequences_per_subject, f.clip_frames) == (12, 8, 64)
@@ -83,6 +85,7 @@ def test_paper_profile_has_the_papers_numbers() -> None:
         ("model.gem_p", float("nan"), "model.gem_p: must be "),
         ("model.gem_p", 0.9, "model.gem_p: must be greater than or equal to 1, not 0.9"),
         ("model.parts", 3, "model.parts: must be 1, 2, 4, 8 or 16, not 3"),
+        ("model.branches", "none", "model.branches: must be 'both', 'global' or 'local', not"),
         ("model.channels", [1, 2, 3], "model.channels: "),
         ("model.channels", [1, 2, 3, 4, 0, 6], "model.channels[4]: must be greater than 0, not 0"),
         ("finetune.subjects_per_batch", 1, "finetune.subjects_per_batch: must be greater than"),

@@ -94,7 +94,16 @@ def test_training_lowers_the_loss_and_moves_p(batches: TrainingBatches) -> None:
 
 
 @pytest.mark.parametrize(
-    "architecture", [{"activation": "sum"}, {"spatial_pooling": "max_mean"}, {"parts": 4}]
+    "architecture",
+    [
+        {"activation": "sum"},
+        {"spatial_pooling": "max_mean"},
+        {"parts": 4},
+        {"branches": "global"},
+        {"branches": "local"},
+        {"last_join": "add"},
+        {"aggregation": "max_pool"},
+    ],
 )
 def test_other_architectures_train_too(
     batches: TrainingBatches, architecture: dict[str, Any]
@@ -107,6 +116,13 @@ def test_other_architectures_train_too(
         assert weight.isfinite().all()
         assert not torch.equal(weight, before[name]), f"{name} did not move"
     assert math.isnan(steps[0].p) == ("spatial_pooling" in architecture)
+
+
+def test_p_that_is_not_learned_is_reported_as_it_is(batches: TrainingBatches) -> None:
+    model = new_model(gem_p=2.0, gem_learned=False)
+    steps = train(model, [batches.batch(1)] * 3, lr=5e-3)
+    assert [step.p for step in steps] == [2.0, 2.0, 2.0]
+    assert model.gem_p == 2.0
 
 
 def test_the_same_seed_gives_the_same_weights_bit_for_bit(batches: TrainingBatches) -> None:

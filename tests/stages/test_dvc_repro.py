@@ -19,7 +19,7 @@ from mlflow.tracking import MlflowClient
 
 from pipeline.embedding_file import read_embeddings
 from pipeline.silhouette_store import SilhouetteStore
-from tests.small_project import Project, copy_project
+from tests.small_project import Project, small_pipeline
 
 WALKERS = {"synthetic/dvc.yaml:walkers_oumvlp", "synthetic/dvc.yaml:walkers_casia_e"}
 CASIA_E = {f"{stage}@casia_e" for stage in ("embed", "evaluate")} | {"finetune"}
@@ -29,48 +29,9 @@ INGEST = {"ingest@oumvlp", "ingest@casia_e"}
 DESCRIBE = {"describe@oumvlp", "describe@casia_e"}
 
 
-SMALL_TRAINING = {
-    "subjects_per_batch": 2,
-    "sequences_per_subject": 2,
-    "clip_frames": 4,
-    "steps": 3,
-    "warmup_steps": 0,
-    "lr_drops": [2],
-    "precision": "float32",
-}
-
-
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    project = copy_project(tmp_path_factory.mktemp("project"))
-    project.change(
-        model__channels=[2, 2, 4, 4, 4, 4],
-        normalize__min_frames=3,
-        runtime__workers=1,
-        runtime__log_every=1,
-        runtime__device="cpu",
-        **{f"{s}__{k}": v for s in ("pretrain", "finetune") for k, v in SMALL_TRAINING.items()},
-    )
-    frames = {"fewest_frames": 4, "most_frames": 8}
-    project.edit(
-        "synthetic/params.yaml",
-        {
-            "oumvlp__training_subjects": 3,
-            "oumvlp__test_subjects": 3,
-            "oumvlp__views": ["000", "090"],
-            "casia_e__training_subjects": 3,
-            "casia_e__validation_subjects": 1,
-            "casia_e__test_subjects": 3,
-            "casia_e__views": ["000", "090"],
-            **{f"{d}__recording__{k}": v for d in ("oumvlp", "casia_e") for k, v in frames.items()},
-        },
-    )
-    project.run("git", "init", "-q")
-    project.run("git", "config", "user.email", "walker@example.com")
-    project.run("git", "config", "user.name", "walker")
-    project.run("git", "add", "-A")
-    project.run("git", "commit", "-q", "-m", "small")
-    return project
+    return small_pipeline(tmp_path_factory.mktemp("project"))
 
 
 def test_the_first_run_makes_everything(project: Project) -> None:

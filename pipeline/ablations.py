@@ -1,0 +1,319 @@
+"""``make ablations``: variants of the paper's network as DVC experiments, and docs/ablations.md.
+
+    python -m pipeline.ablations [--seeds 3] [--jobs 1] [-S key=value ...] [--page]
+
+Experiments are named ``ablation-<variant>-<seed>`` and wait in DVC's queue. What an earlier call
+has trained already, DVC restores. ``--page`` runs nothing and writes the page of what is there.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from pipeline.ablation_page import Claim, Outcome, Outcomes, Variant, ablations_page
+from pipeline.check import WALKERS
+from pipeline.errors import PipelineError, listing, run_stage
+from pipeline.estimates import figures
+from pipeline.files import write_bytes
+from pipeline.probe_table import read_probes
+from pipeline.settings import DATASETS, Settings
+from pipeline.tracking import git, tracking_uri
+
+PAGE = Path("docs/ablations.md")
+FETCHED = Path("runs/ablations")
+STAGES = ("pretrain", "finetune")
+UNFINISHED = ("Queued", "Running")
+POLL_S = 10.0
+STATE = re.compile(r"^\w{7} +(\S+) .* (Queued|Running|Success|Failed) *$", re.MULTILINE)
+"""A row of `dvc queue status`: an experiment's name and its state."""
+
+BASELINE: dict[str, str | float | bool] = {
+    "model.branches": "both",
+    "model.last_join": "stack",
+    "model.aggregation": "lta",
+    "model.spatial_pooling": "gem",
+    "model.gem_p": 6.5,
+    "model.gem_learned": True,
+    "model.activation": "sum",
+    "finetune.initial": "pretrained",
+}
+"""Set in every experiment, unless the variant says otherwise; all else is as in params.yaml."""
+
+VARIANTS = (
+    Variant("baseline", "the paper's network; activation after the sum, which is faster", {}),
+    Variant("global-only", "global branch alone, 32 strips", {"model.branches": "global"}),
+    Variant("local-only", "local branch alone, 32 strips", {"model.branches": "local"}),
+    Variant("glconva-only", "last layer a GLConvA, 32 strips", {"model.last_join": "add"}),
+    Variant("max-mean", "maximum + mean for GeM", {"model.spatial_pooling": "max_mean"}),
+    Variant("p-1", "p fixed at 1", {"model.gem_p": 1.0, "model.gem_learned": False}),
+    Variant("p-6.5", "p fixed at 6.5", {"model.gem_learned": False}),
+    Variant("max-pool", "spatial pooling for LTA, 32 strips", {"model.aggregation": "max_pool"}),
+    Variant("branch", "activation on both branches", {"model.activation": "branch"}),
+    # last, for the baseline has pretrained by then, and DVC restores what it made
+    Variant("scratch", "CASIA-E from random weights", {"finetune.initial": "random"}),
+)
+
+CLAIMS = (
+    Claim("Global and local branch are better than the global one", "baseline", "global-only"),
+    Claim("Global and local branch are better than the local one", "baseline", "local-only"),
+    Claim(
+        "The same at 32 strips each: both, added, are better than the global one",
+        "glconva-only",
+        "global-only",
+    ),
+    Claim(
+        "The same at 32 strips each: both, added, are better than the local one",
+        "glconva-only",
+        "local-only",
+    ),
+    Claim("A GLConvB as last layer is better than a GLConvA", "baseline", "glconva-only"),
+    Claim("GeM with a learned p is better than maximum + mean", "baseline", "max-mean"),
+    Claim("A learned p is better than p = 1, the mean", "baseline", "p-1"),
+    Claim("A learned p is better than one fixed at 6.5", "baseline", "p-6.5"),
+    Claim("LTA is better than the spatial pooling that it replaces", "baseline", "max-pool"),
+    Claim(
+        "Fine-tuning OUMVLP's weights is better than training from scratch", "baseline", "scratch"
+    ),
+    Claim(
+        "Not the paper's, which does not say: an activation on each branch, as in the published "
+        "code, is better than one on their sum",
+        "branch",
+        "baseline",
+    ),
+)
+
+
+def main() -> None:
+    arguments = _arguments()
+    settings = Settings.load()
+    # seed 0 of all comes first: a table of one seed is worth more than half a table of three
+    planned = {
+        f"ablation-{variant.name}-{seed}": (variant, seed)
+        for seed in range(arguments.seeds)
+        for variant in VARIANTS
+    }
+    if not arguments.page:
+        run(planned, arguments.settings, arguments.jobs)
+    outcomes, missing = collect(planned, settings.runtime.experiment)
+    if not outcomes:
+        raise PipelineError("no experiment has finished; `dvc queue status` shows what there is")
+    write_bytes(
+        PAGE,
+        ablations_page(
+            VARIANTS,
+            CLAIMS,
+            outcomes,
+            planned=len(planned),
+            data=_data(settings),
+            command=_command(arguments),
+            commit=_commit(),
+            machine=_machine(),
+        ).encode(),
+    )
+    print(f"{PAGE} holds {len(planned) - len(missing)} of {len(planned)} experiments")
+    if missing:
+        raise PipelineError(
+            f"{len(missing)} experiment(s) have not finished:\n{listing(missing, len(VARIANTS))}\n"
+            "`dvc queue status` shows their state, `dvc queue logs NAME` what they printed."
+        )
+
+
+def run(experiments: dict[str, tuple[Variant, int]], settings: Sequence[str], jobs: int) -> None:
+    """Queue the experiments, start DVC's workers, and wait until none is left to run.
+
+    Those of an earlier call make room. ``settings`` as ``key=value``, for all experiments.
+    """
+    states = queue_states()
+    busy = [name for name, state in states.items() if state in UNFINISHED]
+    if busy:
+        raise PipelineError(
+            f"DVC's queue is not empty:\n{listing(busy)}\n"
+            "Wait for it (`dvc queue status`), or `dvc queue stop --kill` and then "
+            "`dvc queue remove --all`."
+        )
+    # a queued experiment sees what git and DVC know: the data is made once, not by each of them
+    _dvc("repro", "normalize", shown=True)
+    _remove("queue", [name for name in experiments if name in states])
+    finished = _finished()
+    _remove("exp", [name for name in experiments if name in finished])
+    for name, (variant, seed) in experiments.items():
+        changed = BASELINE | variant.settings | {"seed": seed}
+        overrides = [*settings, *(f"{key}={json.dumps(value)}" for key, value in changed.items())]
+        flags = [flag for override in overrides for flag in ("-S", override)]
+        _dvc("exp", "run", "--queue", "--name", name, *flags)
+    # shown, for workers keep what it prints to open for as long as they live
+    _dvc("queue", "start", "--jobs", str(jobs), shown=True)
+    print(
+        f"{len(experiments)} experiments are queued. Ctrl-C ends the waiting and not the queue: "
+        "`dvc queue stop --kill` does."
+    )
+    _wait(experiments)
+
+
+def queue_states() -> dict[str, str]:
+    """Name and state (Queued, Running, Success, Failed) of each experiment in DVC's queue."""
+    return dict(STATE.findall(_dvc("queue", "status")))
+
+
+def collect(
+    experiments: dict[str, tuple[Variant, int]], mlflow_experiment: str
+) -> tuple[Outcomes, list[str]]:
+    """What the finished experiments came to, and the names of the others."""
+    finished = _finished()
+    seconds = _training_seconds(mlflow_experiment)
+    outcomes: Outcomes = {}
+    for name, (variant, seed) in experiments.items():
+        if name in finished:
+            folder = _fetched(name)
+            outcomes.setdefault(variant.name, {})[seed] = outcome(folder, seconds.get(name, {}))
+    return outcomes, [name for name in experiments if name not in finished]
+
+
+def outcome(folder: Path, seconds: dict[str, float]) -> Outcome:
+    """The figures of one experiment: ``<dataset>/probes.parquet``, ``<stage>/history.csv``."""
+    rank1, final_p = {}, {}
+    for dataset in DATASETS:
+        probes = read_probes(folder / dataset / "probes.parquet")[0]  # the headline protocol's
+        title = probes.protocol.title.partition(",")[0]  # without the split
+        conditions = probes.table["condition"].unique()
+        for condition in conditions:
+            column = title if len(conditions) == 1 else f"{title} {condition}"
+            rank1[column] = figures(probes, condition)["rank1"]
+    for stage in STAGES:
+        p = pd.read_csv(folder / stage / "history.csv")["p"]
+        if len(p) and not math.isnan(p.iloc[-1]):
+            final_p[stage] = float(p.iloc[-1])
+    return Outcome(rank1, final_p, sum(seconds.get(stage, math.nan) for stage in STAGES))
+
+
+def _wait(experiments: dict[str, tuple[Variant, int]]) -> None:
+    told: dict[str, str] = {}
+    polls_alone = 0
+    while True:
+        status = _dvc("queue", "status")
+        states = {name: state for name, state in STATE.findall(status) if name in experiments}
+        for name, state in states.items():
+            if state not in ("Queued", told.get(name)):
+                print(f"{time.strftime('%H:%M')}  {state.lower()}: {name}", flush=True)
+        told = states
+        if not any(state in UNFINISHED for state in states.values()):
+            return
+        polls_alone = polls_alone + 1 if "Worker status: 0 active, 0 idle" in status else 0
+        if polls_alone == 3:  # a worker needs some seconds to come up
+            raise PipelineError(
+                "DVC's workers are gone: `dvc queue status` shows what is left, `dvc queue start` "
+                "goes on with it, and then `make ablations ARGS=--page` writes the page"
+            )
+        time.sleep(POLL_S)
+
+
+def _fetched(name: str) -> Path:
+    """The files of an experiment that ``outcome`` reads, in a folder."""
+    from dvc.api import DVCFileSystem  # slow to import
+
+    folder = FETCHED / name
+    files = {f"{dataset}/probes.parquet": f"reports/{dataset}/tables" for dataset in DATASETS}
+    files |= {f"{stage}/history.csv": f"models/{stage}" for stage in STAGES}
+    experiment = DVCFileSystem(str(Path.cwd()), rev=name)
+    for file, source in files.items():
+        target = folder / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        experiment.get_file(f"{source}/{target.name}", str(target))
+    return folder
+
+
+def _training_seconds(mlflow_experiment: str) -> dict[str, dict[str, float]]:
+    """How long the stages of each experiment ran, by name and stage, as MLflow knows it."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri())
+    found = client.get_experiment_by_name(mlflow_experiment)
+    seconds: dict[str, dict[str, float]] = {}
+    token = None
+    while found is not None:
+        runs = client.search_runs(
+            [found.experiment_id],
+            "tags.dvc_exp LIKE 'ablation-%' AND attributes.status = 'FINISHED'",
+            page_token=token,
+        )
+        for run in runs:  # the latest first
+            by_stage = seconds.setdefault(run.data.tags["dvc_exp"], {})
+            took = (run.info.end_time - run.info.start_time) / 1000
+            by_stage.setdefault(run.data.tags["stage"], took)
+        token = runs.token
+        if not token:
+            break
+    return seconds
+
+
+def _finished() -> set[str]:
+    return set(_dvc("exp", "list", "--all-commits", "--name-only").split())
+
+
+def _remove(what: str, names: list[str]) -> None:
+    if names:
+        _dvc(what, "remove", *names)
+
+
+def _dvc(*arguments: str, shown: bool = False) -> str:
+    """What a command of DVC's prints; nothing where it is ``shown`` instead."""
+    pipe = None if shown else subprocess.PIPE
+    done = subprocess.run(["dvc", *arguments], stdout=pipe, stderr=pipe, text=True, check=False)
+    if done.returncode:
+        printed = "" if shown else f":\n{done.stdout}{done.stderr}"
+        raise PipelineError(f"`dvc {' '.join(arguments)}` failed{printed}")
+    return done.stdout or ""
+
+
+def _data(settings: Settings) -> str:
+    roots = [Path(settings.data[dataset].root) for dataset in DATASETS]
+    rendered = all(WALKERS in root.parents for root in roots)
+    return "rendered walkers" if rendered else " and ".join(f"`{root.name}`" for root in roots)
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    flags = [f"--seeds {arguments.seeds}", *(f"-S {setting}" for setting in arguments.settings)]
+    lines = " \\\n    ".join(flags)
+    return f'make ablations ARGS="{lines}"'
+
+
+def _commit() -> str:
+    changed = git("status", "--porcelain", "--untracked-files=no").splitlines()
+    names = ", ".join(line[3:] for line in changed)
+    return git("rev-parse", "--short=12", "HEAD") + (f" (changed since: {names})" if names else "")
+
+
+def _machine() -> str:
+    threads = os.environ.get("OMP_NUM_THREADS", "all")
+    return f"{os.cpu_count()} processors ({platform.machine()}), {threads} thread(s) a training"
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N - 1 (3)")
+    parser.add_argument("--jobs", type=int, default=1, help="experiments at the same time (1)")
+    parser.add_argument(
+        "-S",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting for all experiments, as in `dvc exp run`; may be repeated",
+    )
+    parser.add_argument("--page", action="store_true", help="run nothing, write what is there")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,113 @@
+"""What the ablations compare, what their figures are read from, and the command itself."""
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from dvc.api import DVCFileSystem
+
+from gaitgl.model import GaitGL, GaitGLConfig
+from pipeline.ablations import BASELINE, CLAIMS, VARIANTS, outcome
+from pipeline.distance_pass import Method
+from pipeline.evaluation import evaluate
+from pipeline.layouts.casia_e_release import CasiaERelease
+from pipeline.layouts.oumvlp_release import OumvlpRelease
+from pipeline.probe_table import write_probes
+from pipeline.settings import Settings
+from tests.pipeline.walks import walks
+from tests.small_project import ROOT, small_pipeline
+
+
+def test_every_variant_is_a_valid_and_different_setting(tmp_path: Path, change_leaf: Any) -> None:
+    seen = []
+    for variant in VARIANTS:
+        params = tmp_path / f"{variant.name}.yaml"
+        params.write_bytes((ROOT / "params.yaml").read_bytes())
+        for key, value in (BASELINE | variant.settings).items():
+            change_leaf(params, key, value)
+        settings = Settings.load(params)
+        GaitGL(GaitGLConfig(**settings.model.model_dump()))
+        assert settings.flat() not in seen
+        seen.append(settings.flat())
+        assert variant.settings.keys() <= BASELINE.keys()
+
+
+def test_the_baseline_is_the_network_of_params_yaml() -> None:
+    settings = Settings.load(ROOT / "params.yaml").flat()
+    assert {key: settings[key] for key in BASELINE} == BASELINE
+
+
+def test_claims_are_about_variants_and_each_variant_has_one() -> None:
+    named = {name for claim in CLAIMS for name in (claim.better, claim.worse)}
+    assert named == {variant.name for variant in VARIANTS}
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    """The files of an experiment, as DVC hands them out."""
+    casia_e = CasiaERelease(Path(), [], "release").protocols
+    for dataset, protocols in (("oumvlp", OumvlpRelease.protocols), ("casia_e", casia_e)):
+        keys, embeddings = walks(protocols[0].gallery + protocols[0].all_probes)
+        results = evaluate(keys, embeddings, protocols, Method(shown=False), 20).results
+        (tmp_path / dataset).mkdir()
+        write_probes(tmp_path / dataset / "probes.parquet", [result.probes for result in results])
+    for stage, p in (("pretrain", "6.4"), ("finetune", "")):
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "history.csv").write_text(f"step,p\n1,6.5\n2,{p}\n", encoding="utf-8")
+    return tmp_path
+
+
+def test_an_outcome_holds_the_headline_protocols_rank1(finished: Path) -> None:
+    found = outcome(finished, {"pretrain": 3.0, "finetune": 4.0, "evaluate": 9.0})
+    assert list(found.rank1) == ["OUMVLP", "CASIA-E NM", "CASIA-E BG", "CASIA-E CL"]
+    protocol = OumvlpRelease.protocols[0]
+    keys, embeddings = walks(protocol.gallery + protocol.all_probes)
+    (result,) = evaluate(keys, embeddings, [protocol], Method(shown=False), 20).results
+    by_view = result.rank1["all"]
+    expected = np.mean([by_view[i, j] for i in range(3) for j in range(3) if i != j])
+    assert found.rank1["OUMVLP"].value == pytest.approx(expected)
+    assert found.rank1["OUMVLP"].draws is not None
+    assert found.final_p == {"pretrain": 6.4}
+    assert found.seconds == 7.0
+    assert math.isnan(outcome(finished, {"finetune": 4.0}).seconds)
+
+
+SOME = ("baseline", "p-1", "scratch")
+SOME_OF_THEM = f"""
+from pipeline import ablations
+ablations.VARIANTS = tuple(v for v in ablations.VARIANTS if v.name in {SOME})
+ablations.main()
+"""
+
+
+@pytest.mark.soak
+def test_one_command_queues_trains_and_writes_the_page(tmp_path: Path) -> None:
+    project = small_pipeline(tmp_path / "project")
+    command = ("python", "-c", SOME_OF_THEM, "--seeds", "1", "-S", "pretrain.steps=4")
+    done = project.run(*command)
+    assert "3 of 3 experiments" in done.stdout
+    page = (project.folder / "docs/ablations.md").read_text(encoding="utf-8")
+    assert "-S pretrain.steps=4" in page
+    assert re.search(r"\| `p-1` \| 0 \|.*\| 1\.00 → 1\.00 \|", page)
+    assert "from scratch. **Not" in page or "from scratch. **Reproduced" in page
+    for variant in VARIANTS:
+        if variant.name not in SOME:
+            continue
+        experiment = DVCFileSystem(str(project.folder), rev=f"ablation-{variant.name}-0")
+        params = yaml.safe_load(experiment.read_text("params.yaml"))
+        for key, value in (BASELINE | variant.settings | {"pretrain.steps": 4}).items():
+            section, _, leaf = key.partition(".")
+            assert params[section][leaf] == value, (variant.name, key)
+    # the fine-tuning from scratch is another one, and the baseline's pretraining is restored
+    log = project.run("dvc", "queue", "logs", "ablation-scratch-0").stdout
+    assert "Stage 'pretrain' is cached" in log
+    assert "Running stage 'finetune'" in log
+
+    project.run(*command)
+    log = project.run("dvc", "queue", "logs", "ablation-baseline-0").stdout
+    assert "Running stage" not in log
+    assert (project.folder / "docs/ablations.md").read_text(encoding="utf-8") == page
