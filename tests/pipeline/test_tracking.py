@@ -19,10 +19,11 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from pipeline import tracking
+from pipeline import mlflow_store, tracking
 from pipeline.errors import PipelineError, Stopped
+from pipeline.mlflow_store import reason, run_id_of, tracking_uri
 from pipeline.run_record import Record, open_record
-from pipeline.tracking import TrackedRun, git, reason, run_id_of, tracking_uri
+from pipeline.tracking import TrackedRun, git
 
 PROJECT = Path(__file__).parents[2]
 PARAMS = {"seed": 0, "model.channels": "[2, 2]", "pretrain.lr": 1e-4}
@@ -244,7 +245,7 @@ def test_a_store_that_does_not_answer_stops_nothing_and_is_said_once(
     assert run_id_of("abc") == ""
     output = capfd.readouterr()
     assert output.err.count("warning: the MLflow store") == 1
-    (folder,) = tracking.record_folders()
+    (folder,) = mlflow_store.record_folders()
     assert f"1 metrics and the rest wait in {folder}; make sync-runs sends them" in output.err
     assert "hunter2" not in output.err + output.out
     kept = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
@@ -260,8 +261,8 @@ def test_long_error_texts_are_cut_after_credentials_are_gone() -> None:
 
 def test_faults_of_the_program_are_not_taken_for_the_stores(tracking_store: Path) -> None:
     with pytest.raises(AttributeError) as raised:
-        tracking.deliver(None, tracking.open_store(tracking_uri()))  # type: ignore[arg-type]
-    assert not isinstance(raised.value, tracking.store_errors())
+        mlflow_store.deliver(None, mlflow_store.open_store(tracking_uri()))  # type: ignore[arg-type]
+    assert not isinstance(raised.value, mlflow_store.store_errors())
 
 
 def test_the_address_is_the_environments_or_the_projects(
@@ -270,12 +271,12 @@ def test_the_address_is_the_environments_or_the_projects(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
     assert tracking_uri() == "http://tracking:5000"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert tracking_uri() == f"sqlite:///{tracking.ROOT / 'mlflow.db'}"
+    assert tracking_uri() == f"sqlite:///{mlflow_store.ROOT / 'mlflow.db'}"
     assert Path(tracking_uri().removeprefix("sqlite:///")).is_absolute()
 
 
 def test_no_git_is_no_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "ROOT", tmp_path / "absent")
+    monkeypatch.setattr(mlflow_store, "CODE", tmp_path / "absent")
     assert git("rev-parse", "HEAD") == ""
     monkeypatch.setenv("PATH", str(tmp_path))
     assert git("rev-parse", "HEAD") == ""
@@ -330,7 +331,7 @@ def test_a_finished_run_makes_room_for_a_new_one(
     with tracked(folder=folder) as new:
         new.log(1, {"loss": 0.25})
     assert history(the_run().info.run_id) == [(1, 0.25)]
-    (aside,) = tracking.record_folders()
+    (aside,) = mlflow_store.record_folders()
     assert aside.parent.name == f"pretrain-f00d-{old._run.token[:8]}"
     assert opened(aside).run == old._run
 
@@ -344,7 +345,7 @@ def test_a_finished_run_whose_work_goes_on_is_the_same_run(
         run.log(1, {"loss": 0.5})
         run.log(2, {"loss": 0.25})
     assert history(the_run().info.run_id) == [(1, 0.5), (2, 0.25)]
-    assert tracking.record_folders() == []
+    assert mlflow_store.record_folders() == []
 
 
 def test_two_processes_cannot_have_one_record(tracking_store: Path) -> None:
@@ -403,7 +404,7 @@ def test_calls_whose_answers_were_lost_are_made_again_without_harm(
     record.release()
     record = opened(folder)
     assert not record.delivered()
-    tracking.deliver(record, tracking.open_store(tracking_uri()))
+    mlflow_store.deliver(record, mlflow_store.open_store(tracking_uri()))
     assert record.delivered()
     after = the_run()
     assert after.info.run_id == before.info.run_id
@@ -511,7 +512,7 @@ def test_a_server_killed_in_the_middle_gets_everything_once_and_in_order(
     assert output.err.count("warning: the MLflow store") == 1
     assert output.err.count("the MLflow store answers again") == 1
     assert output.out == "", "MLflow prints the server's address, which may hold a password"
-    assert tracking.record_folders() == []
+    assert mlflow_store.record_folders() == []
 
 
 class Late(BaseHTTPRequestHandler):
@@ -602,20 +603,20 @@ def test_a_run_deleted_by_its_user_stops_nothing(
     assert "make sync-runs" in error
     record = opened(run._record.folder)
     with pytest.raises(MlflowException) as raised:
-        tracking.deliver(record, tracking.open_store(tracking_uri()))
-    assert tracking.refused(raised.value)
+        mlflow_store.deliver(record, mlflow_store.open_store(tracking_uri()))
+    assert mlflow_store.refused(raised.value)
 
 
 CHILD = """
 import sys
 import time
 from pathlib import Path
-from pipeline import tracking
-tracking.RUN_IDS = Path(sys.argv[1], "runs", "run_ids.json")
-tracking.ROOT = Path(sys.argv[1])
+from pipeline import mlflow_store, tracking
+mlflow_store.RUN_IDS = Path(sys.argv[1], "runs", "run_ids.json")
+mlflow_store.ROOT = mlflow_store.CODE = Path(sys.argv[1])
 tracking.FLUSH_EVERY_S = 0.01
 first, last = int(sys.argv[2]), int(sys.argv[3])
-folder = tracking.RUN_IDS.parent / "pretrain-f00d" / "record"
+folder = mlflow_store.RUN_IDS.parent / "pretrain-f00d" / "record"
 with tracking.TrackedRun("pretrain", "oumvlp", "walks", {"seed": 0}, {}, folder=folder) as run:
     step = first
     while step != last:
