@@ -11,9 +11,9 @@ DIGEST_LENGTH = 32
 
 
 def data_inputs(dataset: str, catalogue: Path, used_for: str) -> list[DataInput]:
-    """The dataset whose catalogue lies in the folder ``catalogue``, for training or evaluation.
+    """The dataset with this catalogue, for training or evaluation.
 
-    Empty where it does not lie there: silhouettes or embeddings that DVC pulled need none.
+    Empty where there is none: silhouettes or embeddings that DVC pulled work without.
     """
     path = catalogue / "sequences.parquet"
     if not path.exists():
@@ -28,4 +28,4 @@ def data_inputs(dataset: str, catalogue: Path, used_for: str) -> list[DataInput]
         for split, rows in sequences.groupby("split")
     }
     digest = sha256(path)[:DIGEST_LENGTH]
-    return [DataInput(dataset, digest, catalogue.as_posix(), counts, used_for)]
+    return [DataInput(dataset, digest, f"data/{dataset}/catalogue", counts, used_for)]

@@ -17,7 +17,11 @@ NEVER_BEHIND = {"oumvlp": ("runtime.", "data.casia_e.", "finetune."), "casia_e":
 
 
 def evaluation_run(
-    dataset: Dataset, settings: Settings, made_by: dict[str, str], tags: dict[str, str]
+    dataset: Dataset,
+    settings: Settings,
+    made_by: dict[str, str],
+    catalogue: Path,
+    tags: dict[str, str] | None = None,
 ) -> TrackedRun:
     """The run of a dataset's evaluation; ``made_by`` is the metadata of its embeddings."""
     return TrackedRun(
@@ -26,8 +30,8 @@ def evaluation_run(
         settings.runtime.experiment,
         settings.flat(),
         {made_by["stage"]: made_by["checkpoint"]},
-        {DATA_TAG: made_by["silhouettes"], **tags},
-        inputs=data_inputs(dataset, Path("data", dataset, "catalogue"), "evaluation"),
+        {DATA_TAG: made_by["silhouettes"], **(tags or {})},
+        inputs=data_inputs(dataset, catalogue, "evaluation"),
     )
 
 

@@ -235,24 +235,32 @@ def _run_that_made(client: Any, digest: str) -> Any:
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise  # otherwise the id is that of another store
-    return find_maker(client, digest)
+    found = find_runs(client, f"tags.{OUTPUT_TAG} = '{digest}'", most=1)
+    return found[0] if found else None
 
 
-def find_maker(client: Any, digest: str, more: str = "") -> Any:
-    """The last run of any experiment that made the output with this digest, deleted ones included.
+def find_runs(client: Any, condition: str, most: int = 50_000) -> list[Any]:
+    """Runs of any experiment, the last one first, deleted ones included.
 
-    ``more`` is a further condition in MLflow's words. None where there is no such run.
+    ``condition`` is in MLflow's words, and 50 000 are the most that it finds at once.
     """
     from mlflow.entities import ViewType
 
-    found = client.search_runs(
-        [experiment.experiment_id for experiment in client.search_experiments()],
-        f"tags.{OUTPUT_TAG} = '{digest}'" + (f" AND {more}" if more else ""),
-        run_view_type=ViewType.ALL,
-        max_results=1,
-        order_by=["attributes.start_time DESC"],
+    return list(
+        client.search_runs(
+            [experiment.experiment_id for experiment in client.search_experiments()],
+            condition,
+            run_view_type=ViewType.ALL,
+            max_results=most,
+            order_by=["attributes.start_time DESC"],
+        )
     )
-    return found[0] if found else None
+
+
+def waiting_tags() -> list[dict[str, str]]:
+    """The tags of each run that waits here to be sent."""
+    files = [folder / "tags.json" for folder in record_folders()]
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
 
 def _send_tags(record: Record, client: Any) -> None:

@@ -1,22 +1,25 @@
 """Gives results that DVC restored their rows in MLflow: ``python -m pipeline.restored``.
 
 What DVC takes from its cache no stage makes, so no stage records it. This looks at the reports as
-they are, and where the store has no run of a result, records one and marks it with the tag
-``restored``. Run as often as you like: each result has its row once.
+they are and at the results of DVC's experiments, and where the store has no run of one, records it,
+with the tag ``restored``. Run as often as you like: each result has its row once.
 """
 
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from pipeline import mlflow_store
 from pipeline.embedding_file import read_embeddings
-from pipeline.errors import run_stage
+from pipeline.errors import PipelineError, run_stage
 from pipeline.evaluation_run import evaluation_run, record_report, result_digest
 from pipeline.report import written_metrics
+from pipeline.restored_experiments import Restored, experiments_without_row, fetch
 from pipeline.settings import DATASETS, Dataset, Settings
+from pipeline.tracking import EXPERIMENT_TAG
 
 TAG = "restored"
 
@@ -26,15 +29,10 @@ def main() -> None:
     reported: list[Dataset] = [
         dataset for dataset in DATASETS if (_report(dataset) / "metrics.json").exists()
     ]
-    if not reported:
-        return
-    digests = {
-        dataset: result_digest(dataset, settings.flat(), _report(dataset) / "metrics.json")
-        for dataset in reported
-    }
     try:
         client = mlflow_store.open_store(mlflow_store.tracking_uri())
-        missing = [dataset for dataset in reported if not _has_row(client, digests[dataset])]
+        missing = [dataset for dataset in reported if not _has_row(client, dataset, settings)]
+        of_experiments = list(experiments_without_row(client))
     except mlflow_store.store_errors() as error:
         sys.stderr.write(
             "warning: whether all results have their rows in MLflow is not known, the store does "
@@ -42,28 +40,53 @@ def main() -> None:
         )
         return
     for dataset in missing:
-        if not _is_up_to_date(dataset):
+        if _is_up_to_date(dataset):
+            _record_report(dataset, settings)
+        else:
             print(f"{_report(dataset)}: not that of the present settings and code, so not recorded")
-            continue
-        _, _, made_by = read_embeddings(Path("embeddings", f"{dataset}.arrow"))
-        with evaluation_run(dataset, settings, made_by, {TAG: "true"}) as run:
-            record_report(
-                run, dataset, settings, _report(dataset), written_metrics(_report(dataset))
-            )
-        print(f"{_report(dataset)}: restored by DVC, now a row in MLflow")
+    for result in of_experiments:
+        try:
+            _record_experiment(result)
+        except PipelineError as error:
+            sys.stderr.write(f"warning: {result.name} has no row in MLflow: {error}\n")
+
+
+def _record_report(dataset: Dataset, settings: Settings) -> None:
+    report = _report(dataset)
+    _, _, made_by = read_embeddings(Path("embeddings", f"{dataset}.arrow"))
+    catalogue = Path("data", dataset, "catalogue")
+    with evaluation_run(dataset, settings, made_by, catalogue, {TAG: "true"}) as run:
+        record_report(run, dataset, settings, report, written_metrics(report))
+    print(f"{report}: DVC had it already; now a row in MLflow")
+
+
+def _record_experiment(result: Restored) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        settings, made_by = fetch(result, folder)
+        tags = {
+            TAG: "true",
+            EXPERIMENT_TAG: result.name,
+            "mlflow.source.git.commit": result.commit,
+            "git_changed_files": "0",
+        }
+        report, catalogue = folder / "reports", folder / "catalogue"
+        with evaluation_run(result.dataset, settings, made_by, catalogue, tags) as run:
+            record_report(run, result.dataset, settings, report, written_metrics(report))
+    print(f"{result.name}, {result.dataset}: DVC had it already; now a row in MLflow")
 
 
 def _report(dataset: Dataset) -> Path:
     return Path("reports", dataset)
 
 
-def _has_row(client: Any, digest: str) -> bool:
+def _has_row(client: Any, dataset: Dataset, settings: Settings) -> bool:
     """Whether the store has a run with this result, or will be sent one that waits here."""
-    for folder in mlflow_store.record_folders():
-        tags = json.loads((folder / "tags.json").read_text(encoding="utf-8"))
-        if tags.get(mlflow_store.OUTPUT_TAG) == digest:
-            return True
-    return mlflow_store.find_maker(client, digest) is not None
+    digest = result_digest(dataset, settings.flat(), _report(dataset) / "metrics.json")
+    if any(tags.get(mlflow_store.OUTPUT_TAG) == digest for tags in mlflow_store.waiting_tags()):
+        return True
+    condition = f"tags.{mlflow_store.OUTPUT_TAG} = '{digest}'"
+    return mlflow_store.find_runs(client, condition, most=1) != []
 
 
 def _is_up_to_date(dataset: Dataset) -> bool:

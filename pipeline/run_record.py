@@ -7,6 +7,7 @@ The stage writes here and nowhere else, so that a server that is slow or down co
 - ``metrics.jsonl``: one line ``[name, value, timestamp_ms, step]`` for each point, appended only
 - ``tags.json``, ``end.json``: its tags, and how it ended if it has
 - ``artifacts/<number>/<folder>/<file>``: copies of files to send, deleted once sent
+- ``model/``: the model to send, deleted once sent
 - ``sent.json``: what the store has acknowledged
 - ``lock``: held by the process whose record it is.
 """
@@ -167,9 +168,24 @@ class Record:
 
     def add_artifact(self, path: Path, folder: str | None = None) -> None:
         """Copy a file, or a folder with all that is in it."""
+        copied = self._copied(path, Path(folder or "", path.name))
+        self._artifact += 1
+        numbered = self.folder / "artifacts" / f"{self._artifact:06d}"
+        numbered.parent.mkdir(exist_ok=True)
+        copied.rename(numbered)
+
+    def add_model(self, folder: Path) -> None:
+        """Copy the folder of a model, in the place of one added before."""
+        copied = self._copied(folder, Path("model"))
+        shutil.rmtree(self.folder / "model", ignore_errors=True)
+        (copied / "model").rename(self.folder / "model")
+        copied.rmdir()
+
+    def _copied(self, path: Path, name: Path) -> Path:
+        """A new folder of the record with a copy of ``path`` in it, as ``name``, on the disk."""
         copying = self.folder / "copying"
         shutil.rmtree(copying, ignore_errors=True)  # of a process that was killed
-        target = copying / (folder or "") / path.name
+        target = copying / name
         target.parent.mkdir(parents=True)
         if path.is_dir():
             shutil.copytree(path, target)
@@ -178,10 +194,7 @@ class Record:
         for file in _files(copying):
             with file.open("rb") as written:
                 os.fsync(written.fileno())
-        self._artifact += 1
-        numbered = self.folder / "artifacts" / f"{self._artifact:06d}"
-        numbered.parent.mkdir(exist_ok=True)
-        copying.rename(numbered)
+        return copying
 
     def finish(self, status: str, time_ms: int | None = None) -> None:
         """Keep what was added and how the run ended, now or at ``time_ms``."""
@@ -220,6 +233,11 @@ class Record:
             _, *folders, _ = file.relative_to(top).parts
             yield Artifact(file, "/".join(folders) or None)
 
+    def unsent_model(self) -> Path | None:
+        """The folder of the model that was added; delete it once it is sent."""
+        folder = self.folder / "model"
+        return folder if folder.exists() else None
+
     def acknowledge(self, **changes: Any) -> None:
         """Remember what the store has confirmed: fields of ``Sent``."""
         sent = replace(self.sent, **changes)
@@ -236,6 +254,7 @@ class Record:
             and self.tags.items() <= self.sent.tags.items()
             and self.sent.end == self.end
             and next(self.unsent_artifacts(), None) is None
+            and self.unsent_model() is None
         )
 
     def over(self) -> bool:

@@ -41,6 +41,8 @@ from pipeline.run_record import (
 )
 
 FLUSH_EVERY_S = 10.0
+EXPERIMENT_TAG = "dvc_exp"
+"""The name of the experiment of DVC's that a run belongs to."""
 SAMPLE_EVERY_S = 10.0
 """How often processor, memory and GPU are looked at."""
 LONGEST_PAUSE_S = 300.0
@@ -82,7 +84,8 @@ class TrackedRun:
         """
         token = uuid.uuid4().hex
         name = f"{stage}-{dataset}"
-        dvc_experiment = os.environ.get("DVC_EXP_NAME")
+        self._tags = {EXPERIMENT_TAG: os.environ.get("DVC_EXP_NAME", ""), **(tags or {})}
+        experiment_of_dvc = self._tags[EXPERIMENT_TAG]
         if mlflow_store.ROOT != mlflow_store.CODE:
             folder = None
         self._run = Run(
@@ -90,20 +93,19 @@ class TrackedRun:
             stage=stage,
             dataset=dataset,
             experiment=experiment,
-            name=f"{name} ({dvc_experiment})" if dvc_experiment else name,
+            name=f"{name} ({experiment_of_dvc})" if experiment_of_dvc else name,
             start_ms=int(time.time() * 1000),
             params={name: str(value) for name, value in without_home(params).items()},
             upstream=upstream,
             resumable=folder is not None,
             inputs=inputs or [],
         )
-        self._tags_given = tags or {}
         self._folder = folder or mlflow_store.RUN_IDS.parent / f"{name}-{token[:8]}" / "record"
         self._resumed = resumed
         self._keep_at = time.monotonic() + FLUSH_EVERY_S
 
     def __enter__(self) -> Self:
-        tags = _first_tags(self._run) | self._tags_given
+        tags = _first_tags(self._run) | self._tags
         tags = {name: value for name, value in tags.items() if value}
         self._record = _continued(self._folder, tags, self._resumed) or new_record(
             self._folder, self._run, tags
@@ -269,7 +271,6 @@ def _first_tags(run: Run) -> dict[str, str]:
         "stage": run.stage,
         "dataset": run.dataset,
         "dvc_stage": os.environ.get("DVC_STAGE", ""),
-        "dvc_exp": os.environ.get("DVC_EXP_NAME", ""),
         "mlflow.source.git.commit": git("rev-parse", "HEAD"),
         "git_changed_files": str(len(git("status", "--porcelain").splitlines())),
         "mlflow.source.name": f"stages/{run.stage}.py",

@@ -24,7 +24,8 @@ def main() -> None:
     dataset = dataset_argument()
     settings = Settings.load()
     keys, embeddings, made_by = read_embeddings(Path("embeddings", f"{dataset}.arrow"))
-    protocol = read_protocol(Path("data", dataset, "catalogue"))
+    catalogue = Path("data", dataset, "catalogue")
+    protocol = read_protocol(catalogue)
     evaluation = evaluate(
         keys, embeddings, protocol, settings.evaluate.distance, settings.evaluate.cmc_ranks
     )
@@ -33,7 +34,7 @@ def main() -> None:
         for stage in made_by["trained_by"].split(",")
     }
     folder = Path("reports", dataset)
-    with evaluation_run(dataset, settings, made_by, {}) as run:
+    with evaluation_run(dataset, settings, made_by, catalogue) as run:
         metrics = write_report(
             folder,
             evaluation,

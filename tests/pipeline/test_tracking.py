@@ -12,6 +12,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from benchmarks.mlflow_servers import Late, Server
 from pipeline import mlflow_store, tracking
 from pipeline.errors import PipelineError, Stopped
 from pipeline.mlflow_store import run_id_of, tracking_uri
@@ -19,8 +20,6 @@ from pipeline.run_record import open_record
 from pipeline.tracking import TrackedRun, git
 from tests.tracked_runs import (
     PARAMS,
-    Late,
-    Server,
     eventually,
     found,
     history,
@@ -381,6 +380,7 @@ CHILD = """
 import sys
 import time
 from pathlib import Path
+from benchmarks.mlflow_servers import Late, Server
 from pipeline import mlflow_store, tracking
 mlflow_store.RUN_IDS = Path(sys.argv[1], "runs", "run_ids.json")
 mlflow_store.ROOT = mlflow_store.CODE = Path(sys.argv[1])
