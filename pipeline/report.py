@@ -18,6 +18,9 @@ STAGES = ("pretrain", "finetune")
 
 LABELS = {"map": "mAP", "minp": "mINP", "eer": "EER"}
 
+DESCRIBING = ("notes", "protocols")
+"""Keys of metrics.json that hold no figures."""
+
 
 def write_report(
     folder: Path,
@@ -49,6 +52,12 @@ def write_report(
     )
     print(result_text(folder))
     return _flat(metrics)
+
+
+def written_metrics(folder: Path) -> dict[str, float]:
+    """The figures of a written report under flat names, as ``write_report`` returned them."""
+    tree = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return _flat({name: value for name, value in tree.items() if name not in DESCRIBING})
 
 
 def result_text(folder: Path) -> str:

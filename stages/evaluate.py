@@ -4,6 +4,7 @@ Numbers, figures and a page; for a competition, whose probes have no labels, sub
 python -m stages.evaluate oumvlp|casia_e
 """
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,17 +17,20 @@ from pipeline.embedding_map import embedding_map
 from pipeline.errors import run_stage
 from pipeline.evaluation import compete, evaluate
 from pipeline.evaluation_inputs import check_inputs, chosen, refused_words
+from pipeline.evaluation_run import evaluation_run, record_report
+from pipeline.mlflow_store import DURATION
 from pipeline.protocols import read_protocols
 from pipeline.report import write_report
 from pipeline.report_page import write_page
 from pipeline.settings import Settings, flatten
 from pipeline.silhouette_store import SilhouetteStore
 from pipeline.tables import KEY
-from pipeline.tracking import TrackedRun, code_commit
+from pipeline.tracking import code_commit
 from pipeline.training_record import training_records
 
 
 def main() -> None:
+    began_at = time.monotonic()
     dataset = dataset_argument()
     settings = Settings.load()
     catalogue = Path("data", dataset, "catalogue")
@@ -62,10 +66,7 @@ def main() -> None:
         **flatten(submission.model_dump(), "submission."),
     }
     folder = Path("reports", dataset)
-    upstream = {made_by["stage"]: made_by["checkpoint"]}
-    with TrackedRun(
-        "evaluate", dataset, settings.runtime.experiment, settings.flat(), upstream
-    ) as run:
+    with evaluation_run(dataset, settings, made_by, catalogue) as run:
         write_page(
             folder,
             dataset,
@@ -79,9 +80,8 @@ def main() -> None:
         )
         histories = {record.stage: record.history for record in records}
         metrics = write_report(folder, evaluation, protocols, histories, submission.columns)
-        run.log(0, metrics)
-        for part in ("index.html", "metrics.json", "tables", "figures"):
-            run.artifact(folder / part)
+        metrics[DURATION] = time.monotonic() - began_at
+        record_report(run, dataset, settings, folder, metrics)
 
 
 if __name__ == "__main__":
