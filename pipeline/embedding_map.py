@@ -13,7 +13,7 @@ from pipeline.protocols import Protocol, named
 SUBJECTS = 10
 """Subjects that get a colour."""
 
-POINTS = 600
+POINTS = 400
 """At most so many points of them together, and as many of all others, behind them in grey."""
 
 NEIGHBOURS = 15

@@ -127,14 +127,16 @@ def _in_all_views(rows: pd.DataFrame, views: list[str]) -> _Found:
     each = {f"rank{k}": _within(ranks, k).astype(np.float64) for k in RANKS}
     each["map"] = rows["average_precision"].to_numpy(np.float64)
     each["minp"] = rows["inverse_negative_penalty"].to_numpy(np.float64)
-    found: _Found = {}
-    for name, values in each.items():
-        for suffix, unmatched in (("", 0.0), ("_matched_probes", np.nan)):
-            counted = np.where(ranks > 0, values, unmatched)[:, None]  # [p, 1]
-            by_view = mean_draws(np.where(own, counted, np.nan), subjects)  # [draws, V]
-            value = _mean(_cells(counted, rows["view"].to_numpy(str), views).ravel())
-            found[f"{name}{suffix}"] = float(value), _mean(by_view)
-    return found
+    counted = {
+        f"{name}{suffix}": np.where(ranks > 0, values, unmatched)
+        for name, values in each.items()
+        for suffix, unmatched in (("", 0.0), ("_matched_probes", np.nan))
+    }
+    together = np.stack(list(counted.values()), axis=1)  # [p, figures]
+    value = _mean(_cells(together, rows["view"].to_numpy(str), views).T)  # [figures]
+    by_view = np.where(own[:, None, :], together[:, :, None], np.nan)  # [p, figures, V]
+    draws = _mean(mean_draws(by_view, subjects))  # [draws, figures]
+    return {name: (float(value[i]), draws[:, i]) for i, name in enumerate(counted)}
 
 
 def _verification(rows: pd.DataFrame, pairs: PairCounts) -> _Found:
@@ -152,7 +154,8 @@ def _verification(rows: pd.DataFrame, pairs: PairCounts) -> _Found:
     # pairs that are accepted at each rate; 1e-12: a share of pairs is no exact number
     every = np.stack([(far <= x + 1e-12).sum(axis=1) for x in (*rates, *near_eer)], axis=1)
     subjects = rows["subject"].to_numpy(str)
-    tar_draws = mean_draws(every, subjects) / mean_draws(count, subjects)[:, None]  # [draws, rates]
+    means = mean_draws(np.column_stack([every, count]), subjects)
+    tar_draws = means[:, :-1] / means[:, -1:]  # [draws, rates]
     tar = every.sum(axis=0) / count.sum()
     found: _Found = {
         f"tar_far_1e{round(math.log10(rate))}": (float(tar[i]), tar_draws[:, i])

@@ -11,7 +11,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 from pipeline.names import label
 from pipeline.pictures import png_of
@@ -80,7 +79,7 @@ def cmc_curves(curves: pd.DataFrame, title: str) -> bytes:
     _title(axes, title)
     axes.set_ylim(top=101)
     axes.set_xlim(left=0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xticks([1, *range(5, int(curves["rank"].max()) + 1, 5)])
     _plain(axes)
     _legend(axes, curves["condition"].nunique(), "lower right")
     return png_of(figure)

@@ -52,8 +52,10 @@ FIGURES = {
     "fnir_fpir_1e-2": "FNIR at FPIR 1 %",
 }
 
+MATCHED = "_matched_probes"
+
 CONVENTIONS = {
-    "_matched_probes": ", matched probes only",
+    MATCHED: ", matched probes only",
     "_with_identical_views": ", identical views included",
 }
 
@@ -135,7 +137,7 @@ def report_figures(
 
 
 def _of_result(result: ProtocolResult) -> dict[str, Picture]:
-    title = result.protocol.title
+    title = _data(result.protocol)
     drawn = {}
     if result.protocol.gallery_views == "each":
         for condition, table in result.rank1.items():
@@ -220,7 +222,8 @@ def page(
     """The page's HTML; ``drawn`` and ``worst``: what ``report_figures`` and ``confusions`` make."""
     return render(
         TEMPLATE,
-        title=protocols[0].title,
+        title=_data(protocols[0]),
+        split=protocols[0].title,
         evaluation=evaluation,
         rules=protocols[0].rules(),
         results=[_Shown(result, evaluation.results) for result in evaluation.results],
@@ -262,6 +265,8 @@ class _Shown:
     def estimates(self) -> list[tuple[str, list[dict[str, str] | None]]]:
         """Rows: a figure's name, and its estimate under each condition."""
         names = dict.fromkeys(n for values in self.result.estimates.values() for n in values)
+        if self.all_matched:
+            names = {name: None for name in names if not name.endswith(MATCHED)}
         return [
             (
                 _name(name),
@@ -272,6 +277,16 @@ class _Shown:
             )
             for name in names
         ]
+
+    @property
+    def all_matched(self) -> bool:
+        """Whether both conventions for probes without a counterpart give the same figures."""
+        return all(
+            values.get(name.removesuffix(MATCHED)) == estimate
+            for values in self.result.estimates.values()
+            for name, estimate in values.items()
+            if name.endswith(MATCHED)
+        )
 
     @property
     def by_view(self) -> list[tuple[str, list[str]]]:
@@ -328,6 +343,11 @@ def _percent(value: float) -> str:
 
 def _estimate(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.1f} %"
+
+
+def _data(protocol: Protocol) -> str:
+    """What is compared, without the split."""
+    return protocol.title.partition(",")[0]
 
 
 def _of(condition: str) -> str:
