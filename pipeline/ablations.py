@@ -146,8 +146,8 @@ def run(experiments: dict[str, tuple[Variant, int]], settings: Sequence[str], jo
             "Wait for it (`dvc queue status`), or `dvc queue stop --kill` and then "
             "`dvc queue remove --all`."
         )
-    # Experiments see what DVC has: the data is made once, not by each of them. And DVC 3.67 restores
-    # no experiment while dvc.lock names outputs that its cache lacks, as after a fresh clone.
+    # Experiments see what DVC has: the data is made once, not by each. And where dvc.lock names
+    # outputs that the cache lacks, as in a fresh clone, DVC 3.67 cannot restore an experiment.
     _dvc("repro", shown=True)
     _remove("queue", [name for name in experiments if name in states])
     earlier = _dvc("exp", "list", "--all-commits", "--name-only").split()
