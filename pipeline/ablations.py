@@ -105,7 +105,12 @@ def main() -> None:
         run(planned, arguments.settings, arguments.jobs)
     outcomes, missing = collect(planned, settings.runtime.experiment)
     if not outcomes:
-        raise PipelineError("no experiment has finished; `dvc queue status` shows what there is")
+        raise PipelineError(
+            "no experiment has finished at this commit; `dvc queue status` shows what there is"
+        )
+    changed = common_changes(
+        settings, [Settings.load(FETCHED / n / "params.yaml") for n in planned if n not in missing]
+    )
     write_bytes(
         PAGE,
         ablations_page(
@@ -114,7 +119,7 @@ def main() -> None:
             outcomes,
             planned=len(planned),
             data=_data(settings),
-            command=_command(arguments),
+            command=_command(arguments.seeds, changed),
             commit=_commit(),
             machine=_machine(),
         ).encode(),
@@ -128,7 +133,8 @@ def main() -> None:
 
 
 def run(experiments: dict[str, tuple[Variant, int]], settings: Sequence[str], jobs: int) -> None:
-    """Queue the experiments, start DVC's workers, and wait until none is left to run.
+    """Bring the pipeline itself up to date, queue the experiments, start DVC's workers, and wait
+    until none is left to run.
 
     Those of an earlier call make room. ``settings`` as ``key=value``, for all experiments.
     """
@@ -140,11 +146,12 @@ def run(experiments: dict[str, tuple[Variant, int]], settings: Sequence[str], jo
             "Wait for it (`dvc queue status`), or `dvc queue stop --kill` and then "
             "`dvc queue remove --all`."
         )
-    # a queued experiment sees what git and DVC know: the data is made once, not by each of them
-    _dvc("repro", "normalize", shown=True)
+    # Experiments see what DVC has: the data is made once, not by each. And where dvc.lock names
+    # outputs that the cache lacks, as in a fresh clone, DVC 3.67 cannot restore an experiment.
+    _dvc("repro", shown=True)
     _remove("queue", [name for name in experiments if name in states])
-    finished = _finished()
-    _remove("exp", [name for name in experiments if name in finished])
+    earlier = _dvc("exp", "list", "--all-commits", "--name-only").split()
+    _remove("exp", [name for name in experiments if name in earlier])
     for name, (variant, seed) in experiments.items():
         changed = BASELINE | variant.settings | {"seed": seed}
         overrides = [*settings, *(f"{key}={json.dumps(value)}" for key, value in changed.items())]
@@ -167,8 +174,11 @@ def queue_states() -> dict[str, str]:
 def collect(
     experiments: dict[str, tuple[Variant, int]], mlflow_experiment: str
 ) -> tuple[Outcomes, list[str]]:
-    """What the finished experiments came to, and the names of the others."""
-    finished = _finished()
+    """What the experiments of this commit came to, and the names of those not finished.
+
+    Their files are left in ``FETCHED``.
+    """
+    finished = _dvc("exp", "list", "--name-only").split()
     seconds = _training_seconds(mlflow_experiment)
     outcomes: Outcomes = {}
     for name, (variant, seed) in experiments.items():
@@ -187,12 +197,36 @@ def outcome(folder: Path, seconds: dict[str, float]) -> Outcome:
         conditions = probes.table["condition"].unique()
         for condition in conditions:
             column = title if len(conditions) == 1 else f"{title} {condition}"
-            rank1[column] = figures(probes, condition)["rank1"]
+            found = figures(probes, condition)
+            rank1[column] = found.get("rank1", found["rank1_with_identical_views"])
     for stage in STAGES:
         p = pd.read_csv(folder / stage / "history.csv")["p"]
         if len(p) and not math.isnan(p.iloc[-1]):
             final_p[stage] = float(p.iloc[-1])
     return Outcome(rank1, final_p, sum(seconds.get(stage, math.nan) for stage in STAGES))
+
+
+def common_changes(settings: Settings, used: Sequence[Settings]) -> dict[str, str | int | float]:
+    """The leaves that the experiments have otherwise than ``settings``, less what a variant sets.
+
+    PipelineError where they differ among themselves: they are not one comparison then.
+    """
+    changes: dict[str, str | int | float] = {}
+    problems = []
+    for key, value in settings.flat().items():
+        values = {each.flat()[key] for each in used}
+        if key in BASELINE or key == "seed" or key.startswith("runtime."):
+            continue
+        if len(values) > 1:
+            problems.append(f"{key}: {', '.join(sorted(map(str, values)))}")
+        elif values != {value}:
+            changes[key] = values.pop()
+    if problems:
+        raise PipelineError(
+            f"the experiments were run with different settings:\n{listing(problems)}\n"
+            "`make ablations` runs all of them anew."
+        )
+    return changes
 
 
 def _wait(experiments: dict[str, tuple[Variant, int]]) -> None:
@@ -223,6 +257,7 @@ def _fetched(name: str) -> Path:
     folder = FETCHED / name
     files = {f"{dataset}/probes.parquet": f"reports/{dataset}/tables" for dataset in DATASETS}
     files |= {f"{stage}/history.csv": f"models/{stage}" for stage in STAGES}
+    files["params.yaml"] = "."
     experiment = DVCFileSystem(str(Path.cwd()), rev=name)
     for file, source in files.items():
         target = folder / file
@@ -255,10 +290,6 @@ def _training_seconds(mlflow_experiment: str) -> dict[str, dict[str, float]]:
     return seconds
 
 
-def _finished() -> set[str]:
-    return set(_dvc("exp", "list", "--all-commits", "--name-only").split())
-
-
 def _remove(what: str, names: list[str]) -> None:
     if names:
         _dvc(what, "remove", *names)
@@ -280,8 +311,9 @@ def _data(settings: Settings) -> str:
     return "rendered walkers" if rendered else " and ".join(f"`{root.name}`" for root in roots)
 
 
-def _command(arguments: argparse.Namespace) -> str:
-    flags = [f"--seeds {arguments.seeds}", *(f"-S {setting}" for setting in arguments.settings)]
+def _command(seeds: int, changes: dict[str, str | int | float]) -> str:
+    flags = [f"--seeds {seeds}"]
+    flags += [f"-S {key}={str(value).replace(' ', '')}" for key, value in changes.items()]
     lines = " \\\n    ".join(flags)
     return f'make ablations ARGS="{lines}"'
 

@@ -11,8 +11,9 @@ import yaml
 from dvc.api import DVCFileSystem
 
 from gaitgl.model import GaitGL, GaitGLConfig
-from pipeline.ablations import BASELINE, CLAIMS, VARIANTS, outcome
+from pipeline.ablations import BASELINE, CLAIMS, VARIANTS, common_changes, outcome
 from pipeline.distance_pass import Method
+from pipeline.errors import PipelineError
 from pipeline.evaluation import evaluate
 from pipeline.layouts.casia_e_release import CasiaERelease
 from pipeline.layouts.oumvlp_release import OumvlpRelease
@@ -44,6 +45,31 @@ def test_the_baseline_is_the_network_of_params_yaml() -> None:
 def test_claims_are_about_variants_and_each_variant_has_one() -> None:
     named = {name for claim in CLAIMS for name in (claim.better, claim.worse)}
     assert named == {variant.name for variant in VARIANTS}
+
+
+def settings_with(**changes: Any) -> Settings:
+    settings = Settings.load(ROOT / "params.yaml")
+    return settings.model_copy(
+        update={
+            name: getattr(settings, name).model_copy(update=section)
+            if isinstance(section, dict)
+            else section
+            for name, section in changes.items()
+        }
+    )
+
+
+def test_what_all_experiments_have_otherwise_is_named() -> None:
+    shorter = {"steps": 9, "lr_drops": [4]}
+    used = [
+        settings_with(pretrain=shorter, seed=1),
+        settings_with(pretrain=shorter, model={"branches": "local"}, runtime={"workers": 3}),
+    ]
+    expected = {"pretrain.steps": 9, "pretrain.lr_drops": "[4]"}
+    assert common_changes(settings_with(), used) == expected
+    used.append(settings_with(pretrain={"steps": 8, "lr_drops": [4]}))
+    with pytest.raises(PipelineError, match=r"different settings:\n  pretrain\.steps: 8, 9\n"):
+        common_changes(settings_with(), used)
 
 
 @pytest.fixture
