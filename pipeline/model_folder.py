@@ -40,7 +40,7 @@ def write_model(folder: Path, checkpoint: Path) -> None:
     from mlflow.types import Schema, TensorSpec
 
     logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)  # it tells of each check it does
-    network, info = _read(checkpoint)
+    network, info = read_network(checkpoint), read_checkpoint(checkpoint)[2]
     example = _example(network.config.height)
     embeddings = Embedder(network).predict(example)
     signature = ModelSignature(
@@ -85,15 +85,15 @@ def open_model(folder: Path) -> Embedder:
             f"{description}: expected a model that {LOADER} loads from {CHECKPOINT}, got one that "
             f"{loader} loads from {data}. It is not opened: nobody knows what its code does."
         )
-    return Embedder(_read(folder / CHECKPOINT)[0])
+    return Embedder(read_network(folder / CHECKPOINT))
 
 
-def _read(checkpoint: Path) -> tuple[GaitGL, dict[str, Any]]:
-    """A checkpoint's network, with its weights, and what else the checkpoint tells."""
-    config, weights, info = read_checkpoint(checkpoint)
+def read_network(checkpoint: Path) -> GaitGL:
+    """A checkpoint's network with its weights, on the CPU."""
+    config, weights, _ = read_checkpoint(checkpoint)
     network = GaitGL(config)
     load_weights(network, weights, checkpoint)
-    return network, info
+    return network
 
 
 def _release(package: str) -> str:
