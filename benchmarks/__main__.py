@@ -23,6 +23,7 @@ SHORT = (
     "store",
     "evaluation",
     "start",
+    "serving",
 )
 LONG = ("time_to_accuracy",)
 """Modules of this package; each has ``rows(quick)``."""

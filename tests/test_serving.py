@@ -1,13 +1,8 @@
 """A model behind HTTP, in a process of its own, and where servers can be reached from."""
 
 import json
-import os
 import shutil
-import signal
-import socket
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,52 +11,19 @@ import numpy as np
 import pytest
 import requests
 
+from benchmarks.serving import served
 from pipeline.model_folder import open_model
-from tests.child_processes import ROOT, environment
 
-STARTED_WITHIN_S = 300
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
 def server(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of `mlflow models serve`, started as `make serve` starts it."""
-    folder = tmp_path_factory.mktemp("served")
-    shutil.copytree(model_folder, folder / "model")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    clean = environment(MLFLOW_ALLOW_PICKLE_DESERIALIZATION="false")
-    del clean["PYTHONPATH"]
-    clean["PATH"] = f"{Path(sys.executable).parent}:{clean['PATH']}"
-    log = folder / "log.txt"
-    arguments = ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            ["mlflow", "models", "serve", "--model-uri", str(folder / "model"), *arguments],
-            cwd=folder,
-            env=clean,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        address = f"http://127.0.0.1:{port}"
-        _wait_for(address, process, log)
+    """The address of `mlflow models serve`, as `make serve` starts it."""
+    model = tmp_path_factory.mktemp("served") / "model"
+    shutil.copytree(model_folder, model)
+    with served(model) as address:
         yield address
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _wait_for(address: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    given_up_at = time.monotonic() + STARTED_WITHIN_S
-    while process.poll() is None and time.monotonic() < given_up_at:
-        try:
-            if requests.get(f"{address}/ping", timeout=10).ok:
-                return
-        except requests.RequestException:
-            time.sleep(0.1)
-    pytest.fail(f"no server:\n{log.read_text(errors='replace')}")
 
 
 def ask(address: str, content: Any) -> requests.Response:
