@@ -1,6 +1,8 @@
 # make repro   the whole pipeline: walkers → archives → catalogue → silhouettes → training → tables and runs
 # make test    the tests            make lint    ruff and mypy            make ui    the MLflow UI
 # make soak    the long tests: trainings killed again and again
+# make promote   `champion` to the best evaluated model        make serve   a model over HTTP, here only
+# make onnx    the fine-tuned network as exports/finetune.onnx
 # make bench   speed against plain versions: one table, and benchmarks/latest.json   ARGS="--quick"
 # make ablations   what each part of the network is worth: docs/ablations.md   ARGS="--seeds 3 --jobs 1"
 # make sync-runs   to MLflow with what it has not got: the server was down, a stage was killed, or
@@ -11,6 +13,7 @@
 PYTHON ?= python3
 ARGS ?=
 PORT ?= 5000
+MODEL ?= models:/gaitgl@champion
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 READY := $(VENV)/.installed
@@ -20,7 +23,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: repro test soak bench ablations lint ui sync-runs lock setup
+.PHONY: repro test soak bench ablations lint ui sync-runs promote serve onnx lock setup
 
 # dvc 3.67 cannot dry-run a stage whose inputs are not made yet; before the first run all are due
 DRY := $(findstring --dry,$(ARGS))
@@ -55,6 +58,18 @@ ui: $(READY)
 
 sync-runs: $(READY)
 	@python -m pipeline.sync_runs && python -m pipeline.restored
+
+promote: $(READY)
+	@python -m pipeline.promote $(ARGS)
+
+serve: PORT = 5001
+serve: $(READY)
+	@MLFLOW_TRACKING_URI="$$(python -m pipeline.tracking)" MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false \
+	  mlflow models serve --model-uri $(MODEL) --env-manager local \
+	    --host 127.0.0.1 --port $(PORT) $(ARGS)
+
+onnx: $(READY)
+	@python -m pipeline.onnx_export $(ARGS)
 
 setup: $(READY)
 

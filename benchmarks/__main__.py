@@ -24,6 +24,7 @@ SHORT = (
     "evaluation",
     "start",
     "tracking",
+    "serving",
 )
 LONG = ("time_to_accuracy",)
 """Modules of this package; each has ``rows(quick)``."""

@@ -35,7 +35,8 @@ def to_gaitgl(state_dict: Mapping[str, Tensor]) -> tuple[GaitGLConfig, dict[str,
 
     Args:
         state_dict: published names, all of them with or all without a leading "module." (as
-            DataParallel leaves it).
+            DataParallel leaves it). A file from others is read by
+            `torch.load(path, weights_only=True)`, which runs nothing that it holds.
 
     Returns:
         (config, state_dict) for `GaitGL(config).load_state_dict(state_dict)`. The tensors are the

@@ -178,6 +178,32 @@ def project(
 
 
 @pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network that nobody trained, as finetune would write it; do not write there."""
+    import torch
+
+    from gaitgl.model import GaitGL, GaitGLConfig
+    from pipeline.checkpoints import save_checkpoint
+
+    torch.manual_seed(0)
+    config = GaitGLConfig(channels=(2, 3, 4, 4, 4, 5))
+    path = tmp_path_factory.mktemp("checkpoint") / "checkpoint.safetensors"
+    info = {"stage": "finetune", "dataset": "casia_e", "fingerprint": "f1"}
+    save_checkpoint(path, GaitGL(config), config, info)
+    return path
+
+
+@pytest.fixture(scope="session")
+def model_folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint as MLflow's model; do not write there."""
+    from pipeline.model_folder import write_model
+
+    folder = tmp_path_factory.mktemp("mlflow-model") / "model"
+    write_model(folder, checkpoint)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty MLflow database: making one takes seconds, a copy takes none."""
     from mlflow.tracking import MlflowClient

@@ -1,0 +1,180 @@
+"""Gives the best evaluated version of the model its alias: ``python -m pipeline.promote [--dry]``.
+
+``--dry`` shows what would be promoted and why, and changes nothing.
+"""
+
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from statistics import fmean
+from typing import Any
+
+from pipeline import tracking
+from pipeline.errors import PipelineError, run_stage
+from pipeline.registry import NAME
+from pipeline.run_record import FINISHED
+
+CHAMPION = "champion"
+DATASET = "casia_e"
+"""Whose evaluations decide."""
+HEADLINE = re.compile("rank1|[A-Z]+_rank1")
+"""The metrics whose mean decides: rank-1 of the first protocol, of its only condition or of each
+(NM_rank1, BG_rank1, CL_rank1)."""
+FINGERPRINT = "data_fingerprint"
+"""Tag of an evaluation: which silhouettes were embedded."""
+
+
+def main() -> None:
+    unknown = [argument for argument in sys.argv[1:] if argument != "--dry"]
+    if unknown:
+        raise PipelineError(f"usage: python -m pipeline.promote [--dry]; got {' '.join(unknown)}")
+    try:
+        client = tracking.open_store(tracking.tracking_uri())
+        found = standing(client)
+        print(_table(found))
+        best = found.candidates[0]
+        if best.version == found.champion:
+            print(f"version {best.version} has the alias {CHAMPION!r} already")
+        elif "--dry" in sys.argv[1:]:
+            print(f"{CHAMPION!r} would go to version {best.version}; nothing was changed")
+        else:
+            client.set_registered_model_alias(NAME, CHAMPION, str(best.version))
+            print(f"{CHAMPION!r} is version {best.version} now: models:/{NAME}@{CHAMPION}")
+    except tracking.store_errors() as error:
+        raise PipelineError(
+            f"the MLflow store (MLFLOW_TRACKING_URI) cannot be asked: {tracking.reason(error)}"
+        ) from None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A version that was evaluated."""
+
+    version: int
+    stage: str
+    trained_ms: int
+    rank1: float
+    """In %."""
+    run_id: str
+    """Of the evaluation."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The versions that can be compared, best first, and what they have in common."""
+
+    candidates: list[Candidate]
+    fingerprint: str
+    """Of the data."""
+    settings: dict[str, str]
+    """Of the evaluation."""
+    champion: int | None
+    """The version that has the alias now."""
+
+
+def standing(client: Any) -> Standing:
+    """Which versions were evaluated as the newest evaluation was: same silhouettes, same settings.
+
+    Best is the highest headline rank-1; of two that are equal the older version. PipelineError
+    where nothing is registered, or nothing that is was evaluated.
+    """
+    if not client.search_registered_models(f"name = '{NAME}'"):
+        raise PipelineError(f"no model {NAME!r} is registered: a training that ends registers one")
+    versions: dict[str, list[Any]] = {}
+    for version in _all(client.search_model_versions, f"name = '{NAME}'"):
+        versions.setdefault(version.tags.get("checkpoint", ""), []).append(version)
+    like: tuple[str, dict[str, str]] | None = None
+    candidates: dict[int, Candidate] = {}
+    for run, rank1 in _evaluations(client):  # newest first
+        for version in (v for digest in _upstream(run) for v in versions.get(digest, [])):
+            like = like or _conditions(run)
+            number = int(version.version)
+            if _conditions(run) != like or number in candidates:
+                continue
+            stage, trained_ms = version.tags["stage"], int(version.tags["trained_ms"])
+            candidates[number] = Candidate(number, stage, trained_ms, rank1, run.info.run_id)
+    if like is None:
+        raise PipelineError(
+            f"no version of {NAME!r} has an evaluation on {DATASET} in this store: `dvc repro` "
+            f"makes one, `dvc repro -f -s evaluate@{DATASET}` makes it again"
+        )
+    fingerprint, settings = like
+    champion = client.get_registered_model(NAME).aliases.get(CHAMPION)
+    return Standing(
+        sorted(candidates.values(), key=lambda c: (-c.rank1, c.version)),
+        fingerprint,
+        settings,
+        None if champion is None else int(champion),
+    )
+
+
+def _evaluations(client: Any) -> Iterator[tuple[Any, float]]:
+    """Runs that evaluated DATASET to the end, newest first, and what they found: rank-1 in %."""
+    experiments = [e.experiment_id for e in _all(client.search_experiments)]
+    wanted = (
+        f"tags.stage = 'evaluate' and tags.dataset = '{DATASET}' "
+        f"and attributes.status = '{FINISHED}'"
+    )
+    runs = _all(
+        lambda page_token: client.search_runs(
+            experiments, wanted, order_by=["attributes.start_time DESC"], page_token=page_token
+        )
+    )
+    for run in runs:
+        found = [v for name, v in run.data.metrics.items() if HEADLINE.fullmatch(name)]
+        if found:
+            yield run, fmean(found)
+
+
+def _upstream(run: Any) -> list[str]:
+    """Digests of the checkpoints that an evaluation is about."""
+    tags = run.data.tags.items()
+    return [v for name, v in tags if name.startswith("upstream_") and name.endswith("_digest")]
+
+
+def _conditions(run: Any) -> tuple[str, dict[str, str]]:
+    """What must be alike for two evaluations to be compared."""
+    settings = {n: v for n, v in run.data.params.items() if n.startswith("evaluate.")}
+    return run.data.tags.get(FINGERPRINT, ""), settings
+
+
+def _all(search: Any, *arguments: Any) -> list[Any]:
+    """What a search of MLflow's finds, on all of its pages."""
+    page = search(*arguments, page_token=None)
+    found = list(page)
+    while page.token:
+        page = search(*arguments, page_token=page.token)
+        found += page
+    return found
+
+
+def _table(found: Standing) -> str:
+    """What the versions reached, best first."""
+    settings = [f"{name.removeprefix('evaluate.')} {v}" for name, v in found.settings.items()]
+    data = f"silhouettes {found.fingerprint[:12]}" if found.fingerprint else "unnamed silhouettes"
+    lines = [
+        f"rank-1 on {DATASET}, mean over its conditions, of the versions of {NAME} that were",
+        f"evaluated as the newest one was ({', '.join([data, *settings])}):",
+        *(_line(candidate, found.champion) for candidate in found.candidates),
+    ]
+    if found.champion not in [None, *(candidate.version for candidate in found.candidates)]:
+        lines.append(
+            f"  version {found.champion}, the {CHAMPION} now, was not evaluated like that and "
+            "cannot be compared"
+        )
+    return "\n".join(lines)
+
+
+def _line(candidate: Candidate, champion: int | None) -> str:
+    trained = datetime.fromtimestamp(candidate.trained_ms / 1000).astimezone()
+    now = f"  the {CHAMPION} now" if candidate.version == champion else ""
+    return (
+        f"  version {candidate.version:<4} {candidate.rank1:6.2f} %  {candidate.stage}, trained "
+        f"{trained.isoformat(' ', 'minutes')}, evaluation run {candidate.run_id}{now}"
+    )
+
+
+if __name__ == "__main__":
+    run_stage(main)
