@@ -284,6 +284,13 @@ def test_a_single_subject_has_figures_without_intervals() -> None:
         assert result.det.empty
 
 
+def test_few_pairs_have_an_equal_error_rate_and_no_acceptance_rate() -> None:
+    keys, embeddings = walks(("00", "01"), subjects=3, views=("000", "090"), noise=2.0)
+    estimates = _result(keys, embeddings, EVERY).estimates["all"]
+    assert 0 < estimates["eer"].value < 100
+    assert not [name for name in estimates if name.startswith("tar")]
+
+
 def test_the_table_for_people_ends_with_the_mean_of_the_other_views() -> None:
     rank1 = np.array([[90.0, 10.0, 20.0], [30.0, 90.0, np.nan], [50.0, 60.0, 90.0]])
     table = rank1_table(rank1, list(VIEWS))
