@@ -365,3 +365,18 @@ def test_the_headline_alone_is_that_of_the_evaluation() -> None:
     result = _result(keys, embeddings, CASIA_E)
     expected = {c: estimates["rank1"].value for c, estimates in result.estimates.items()}
     assert rank1_by_condition(keys, embeddings, CASIA_E, "euclidean") == pytest.approx(expected)
+    keys, embeddings = walks(("00", "01"), views=("090",))
+    alone = _result(keys, embeddings, PAIRS).estimates["all"]["rank1_with_identical_views"].value
+    found = rank1_by_condition(keys, embeddings, PAIRS, "euclidean")
+    assert found == pytest.approx({"all": alone})
+
+
+def test_a_condition_that_has_no_pair_of_other_views_has_no_figures_of_pairs() -> None:
+    keys, embeddings = walks(("H-scene1-nm-1", "H-scene2-nm-1", "H-scene2-cl-1"), subjects=1)
+    sequence, view = keys["sequence"], keys["view"]
+    kept = (view == "000") | ((view == "090") & (sequence == "H-scene2-cl-1"))
+    keys, embeddings = _without(keys, embeddings, ~kept)
+    every = CasiaERelease(Path(), [], "release").protocols[1]
+    result = _result(keys, embeddings, every)
+    assert result.estimates["NM"]["rank1"].value == 0
+    assert "eer" not in result.estimates["NM"]
