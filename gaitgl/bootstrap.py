@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gaitgl.verification import Verification, crossing, error_rates
+
 DRAWS = 1000
 COVERAGE = 95.0
 """In %."""
@@ -110,6 +112,36 @@ def open_set_draws(
         if all_known:
             found_at[draw] = weight[nearest_codes[nearest < limit]].sum() / all_known
     return 100 * (1 - found_at)
+
+
+def equal_error_draws(
+    result: Verification, subjects: NDArray[Any], draws: int = DRAWS, seed: int = 0
+) -> NDArray[np.float64]:
+    """EER in % of each draw: `verification.equal_error_rate` with the drawn genuine pairs.
+
+    The impostor pairs, of which there are thousands for each genuine one, stay as they are. (So
+    they do for the TAR: `mean_draws` of `verification.accepted_per_probe`, whose threshold stays.)
+
+    Args:
+        result: of p probes.
+        subjects: [p], of the probes.
+
+    Returns:
+        [draws]; NaN without a genuine pair.
+    """
+    codes, weights = _drawn(subjects, draws, seed)
+    far, _ = error_rates(result)
+    probe, pair = np.nonzero(~np.isnan(result.genuine_distances))
+    distances = result.genuine_distances[probe, pair]
+    order = np.argsort(distances, kind="stable")
+    accepted = np.searchsorted(distances[order], result.thresholds, side="right")  # [T]
+    rates = np.full(draws, np.nan)
+    for draw, weight in enumerate(weights):
+        so_far = np.append(0, weight[codes[probe[order]]].cumsum())  # [pairs + 1]
+        if so_far[-1] and not np.isnan(far[0]):
+            frr = 1 - np.append(0, so_far[accepted]) / so_far[-1]  # [T + 1]
+            rates[draw] = 100 * crossing(far, frr)
+    return rates
 
 
 def _drawn(

@@ -93,9 +93,11 @@ def pair_distances(
 
 def _summed_distances(a: Tensor, a_squared: Tensor, b: Tensor, b_squared: Tensor) -> Tensor:
     """Distances added up over strips: [s, n, k], [s, n], [s, m, k], [s, m] -> [n, m]."""
-    total = torch.zeros(a.shape[1], b.shape[1], device=a.device)
+    strip = torch.empty(a.shape[1], b.shape[1], device=a.device)  # [n, m], of one strip
+    total = torch.zeros_like(strip)
     for x, x2, y, y2 in zip(a, a_squared, b, b_squared, strict=True):
-        total += torch.addmm(x2[:, None] + y2, x, y.mT, alpha=-2).clamp_(min=0).sqrt_()
+        torch.add(x2[:, None], y2, out=strip)
+        total += strip.addmm_(x, y.mT, alpha=-2).clamp_(min=0).sqrt_()
     return total
 
 

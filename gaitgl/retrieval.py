@@ -356,9 +356,7 @@ class CrossViewPass:
         count = np.isfinite(right).sum(axis=1)
         for i, (found, wrong) in enumerate(zip(count, block.wrong, strict=True)):
             if found:
-                farthest = right[i, found - 1]
-                nearer = np.sort(np.compress(wrong <= farthest, wrong))
-                ahead = np.searchsorted(nearer, right[i, :found], side="right")
+                ahead = _count_up_to(wrong, right[i, :found])
                 self._right_ranks[rows.start + i, :found] = ahead + np.arange(1, found + 1)
 
     def result(self) -> CrossView:
@@ -473,6 +471,16 @@ def _nearest(
     position = distances.argmin(axis=-1)
     least = np.take_along_axis(distances, position[..., None], axis=-1)[..., 0]
     return least, np.where(np.isfinite(least), first + position, 0)
+
+
+def _count_up_to(values: NDArray[np.float32], bounds: NDArray[np.float32]) -> NDArray[np.int64]:
+    """How many of the values are <= each bound: [m], [k] rising -> [k].
+
+    What is past the last bound is made alike before sorting, which is then almost three times as
+    fast. Leaving it out is slower: which values are near is as good as random to the processor.
+    """
+    past = np.nextafter(bounds[-1], np.float32(np.inf))
+    return np.searchsorted(np.sort(np.minimum(values, past)), bounds, side="right")
 
 
 def _check_ranks(ranks: Sequence[int]) -> None:

@@ -127,10 +127,15 @@ def equal_error_rate(result: Verification) -> float:
     far, frr = error_rates(result)
     if np.isnan(far[0] + frr[0]):
         return float("nan")
+    return 100 * crossing(far, frr)
+
+
+def crossing(far: NDArray[np.float64], frr: NDArray[np.float64]) -> float:
+    """Where FAR = FRR, of rates as `error_rates` returns them: [T + 1], [T + 1] -> a share."""
     after = int(np.argmax(far >= frr))  # > 0: the first has FAR 0 and FRR 1
     gap_before, gap_after = (frr - far)[after - 1], (far - frr)[after]
     share = gap_before / (gap_before + gap_after)
-    return float(100 * (far[after - 1] + share * (far[after] - far[after - 1])))
+    return float(far[after - 1] + share * (far[after] - far[after - 1]))
 
 
 def threshold_at(result: Verification, far: float) -> float:

@@ -2,12 +2,13 @@
 
 import json
 import math
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from pipeline.estimates import Estimate
+from pipeline.estimates import RANKS, Estimate
 from pipeline.evaluation import Evaluation, ProtocolResult, rank1_table
 from pipeline.figures import cmc_curve, heat_map, p_curve
 from pipeline.files import new_folder, write_bytes, write_json
@@ -17,7 +18,16 @@ from pipeline.submission import write_submission
 
 STAGES = ("pretrain", "finetune")
 
-LABELS = {"map": "mAP", "minp": "mINP", "eer": "EER"}
+LABELS = {
+    "rank1_matched_probes": "rank-1 of matched probes",
+    "rank1_with_identical_views": "rank-1 with identical views",
+    "map": "mAP",
+    "minp": "mINP",
+    "eer": "EER",
+    "tar_far_1e-3": "TAR at FAR 1e-3",
+    "fnir_fpir_1e-2": "FNIR at FPIR 1e-2",
+}
+"""What the table for people shows beside the headline's rank-k; estimates.csv has everything."""
 
 
 def write_report(
@@ -40,14 +50,13 @@ def write_report(
     with new_folder(folder / "figures") as figures:
         _write_figures(figures, evaluation, histories)
     metrics = _metrics(evaluation, histories)
+    applied = [result.protocol for result in evaluation.results] or protocols
     write_json(
         folder / "metrics.json",
         {
             **metrics,
             "notes": evaluation.notes,
-            "protocols": {
-                protocol.name: _described(protocol, evaluation) for protocol in protocols
-            },
+            "protocols": {p.name: _described(p, evaluation) for p in applied},
         },
     )
     print(result_text(folder))
@@ -63,7 +72,8 @@ def result_text(folder: Path) -> str:
     # metrics.json has its keys in alphabetical order
     for name in dict.fromkeys([*summary["protocol"], *metrics["protocols"]]):
         protocol = metrics["protocols"][name]
-        lines.append(f"{protocol['data']}, {name}: {' '.join(protocol['rules'])}")
+        rules = f"{protocol['data']}, {name}: {' '.join(protocol['rules'])}"
+        lines.append(textwrap.fill(rules, 100, break_on_hyphens=False))
         rows = summary[summary["protocol"] == name].drop(columns="protocol")
         if len(rows):
             lines += [
@@ -132,14 +142,18 @@ def _prefix(result: ProtocolResult, results: list[ProtocolResult]) -> str:
 
 def _summary(result: ProtocolResult) -> pd.DataFrame:
     """A row per condition for people, in %; the interval of the headline behind it."""
+    convention = result.headline.removeprefix("rank1")
+    heads = {f"rank{k}{convention}": f"rank-{k}" for k in RANKS}
     rows = []
     for condition, estimates in result.estimates.items():
         row = {"protocol": result.protocol.name, "probes": condition}
-        for name, estimate in estimates.items():
+        for name, label in {**heads, **LABELS}.items():
+            if (estimate := estimates.get(name)) is None:
+                continue
             text = f"{estimate.value:.1f}"
             if name == result.headline and not math.isnan(estimate.low):
                 text += f" ({estimate.low:.1f} to {estimate.high:.1f})"
-            row[f"{LABELS.get(name, name.replace('_', ' '))} %"] = text
+            row[f"{label} %"] = text
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -5,9 +5,23 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gaitgl.bootstrap import interval, mean_draws, open_set_draws, view_pair_mean_draws
-from gaitgl.retrieval import FirstMatch, first_match_rank, mean_without_diagonal, rank_table
-from gaitgl.verification import open_set
+from gaitgl.bootstrap import (
+    equal_error_draws,
+    interval,
+    mean_draws,
+    open_set_draws,
+    view_pair_mean_draws,
+)
+from gaitgl.distances import distance_blocks
+from gaitgl.retrieval import (
+    FirstMatch,
+    compared_pairs,
+    first_match_rank,
+    mean_without_diagonal,
+    rank_table,
+    right_and_wrong,
+)
+from gaitgl.verification import VerificationPass, equal_error_rate, open_set
 
 Array = NDArray[Any]
 
@@ -67,6 +81,29 @@ def test_open_set_draws_equal_those_of_repeated_rows(first: FirstMatch, subjects
             for rows in resamples(subjects, 20, 3)
         ]
         np.testing.assert_allclose(found, expected)
+
+
+def test_equal_error_draws_equal_those_of_repeated_pairs(
+    fixture_arrays: Callable[[str], dict[str, Array]], subjects: Array
+) -> None:
+    rows = fixture_arrays("evaluation")
+    pairs = compared_pairs(rows["f"], rows["subject"], rows["sequence"], rows["view"])
+    verification = VerificationPass(pairs, "drop")
+    blocks = distance_blocks(rows["f"], pairs.probes, pairs.gallery, "euclidean")
+    for block in right_and_wrong(pairs, blocks):
+        verification.add(block)
+    result = verification.result()
+    found = equal_error_draws(result, subjects, draws=10, seed=3)
+    for rate, drawn in zip(found, resamples(subjects, 10, 3), strict=True):
+        genuine = result.genuine_distances[drawn]
+        kept = np.sort(genuine[~np.isnan(genuine)])
+        again = result._replace(
+            genuine=np.searchsorted(kept, result.thresholds, side="right"),
+            genuine_distances=genuine,
+        )
+        assert rate == pytest.approx(equal_error_rate(again))
+    nobody = result._replace(genuine_distances=np.full_like(result.genuine_distances, np.nan))
+    assert np.isnan(equal_error_draws(nobody, subjects, draws=3)).all()
 
 
 def test_the_same_subjects_and_seed_see_the_same_draws(subjects: Array) -> None:

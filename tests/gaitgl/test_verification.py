@@ -59,7 +59,7 @@ def of(genuine: Any, impostors: Any) -> Verification:
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     rows=small_rows(),
     same_view=st.sampled_from(["keep", "drop_genuine", "drop"]),

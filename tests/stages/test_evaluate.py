@@ -1,7 +1,6 @@
 """The real stages on tiny data, from a release to its report, and what stops them."""
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,6 @@ from pipeline.settings import Dataset, Settings
 from pipeline.silhouette_store import SilhouetteStore
 from pipeline.submission import check
 from stages import embed, evaluate, ingest, normalize
-from tests.child_processes import environment, python
 
 STAGES = {"ingest": ingest, "normalize": normalize, "embed": embed, "evaluate": evaluate}
 
@@ -131,30 +129,23 @@ def test_a_protocol_that_the_data_does_not_offer_is_told(
     assert not (competition / "reports").exists()
 
 
-def test_bad_input_is_told_on_one_screen_before_anything_is_written(competition: Path) -> None:
+def test_bad_input_is_told_before_anything_is_written(competition: Path, run: Run) -> None:
     path = competition / "embeddings/casia_e.arrow"
     keys, embeddings, made_by = read_embeddings(path)
     spoilt = embeddings.copy()
     spoilt[2] = np.nan
     keys.loc[5, "subject"] = "00077"
     about = {k: v for k, v in made_by.items() if k in ("stage", "trained_by", "checkpoint")}
-    write_embeddings(path, keys, spoilt, {**about, "refused_test_sequences": "0"})
+    write_embeddings(path, keys, spoilt, about)
     before = sorted(competition.rglob("*"))
-    done = subprocess.run(
-        python("from stages import evaluate; evaluate.run_stage(evaluate.main)", "casia_e"),
-        cwd=competition,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert "error: casia_e: embeddings, catalogue and protocols do not belong toget" in done.stderr
-    assert "1 embedding(s) of 8 hold NaN or infinite values:\n  row 2: " in done.stderr
-    assert "1 embedding(s) of 8 are none of the 9 test sequences catalogued" in done.stderr
-    assert "row 5: 00077 probe any" in done.stderr
-    assert "1 sequence(s) that are compared have silhouettes, but no embedding" in done.stderr
-    assert "Traceback" not in done.stderr
+    with pytest.raises(PipelineError) as raised:
+        run("evaluate", "casia_e")
+    told = str(raised.value)
+    assert told.startswith("casia_e: embeddings, catalogue and protocols do not belong together")
+    assert "1 embedding(s) of 8 hold NaN or infinite values:\n  row 2: " in told
+    assert "1 embedding(s) of 8 are none of the 9 test sequences catalogued" in told
+    assert "row 5: 00077 " in told
+    assert "1 sequence(s) that are compared have silhouettes, but no embedding" in told
     assert sorted(competition.rglob("*")) == before
 
 
