@@ -179,7 +179,7 @@ def _seed_table(variants: Sequence[Variant], outcomes: Outcomes) -> str:
             p = " → ".join(f"{p:.2f}" for p in outcome.final_p.values()) or "none"
             seconds = "–" if math.isnan(outcome.seconds) else f"{outcome.seconds:.0f}"
             rows.append([f"`{variant.name}`", str(seed), *values, p, seconds])
-    return _markdown(["variant", "seed", *columns, "final p", "training, s"], rows)
+    return _markdown(["variant", "seed", *columns, "final p", "training, s of wall clock"], rows)
 
 
 def _change(before: dict[int, Outcome], after: dict[int, Outcome], column: str) -> Estimate:

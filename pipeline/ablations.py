@@ -319,9 +319,10 @@ def _command(seeds: int, changes: dict[str, str | int | float]) -> str:
 
 
 def _commit() -> str:
-    changed = git("status", "--porcelain", "--untracked-files=no").splitlines()
-    names = ", ".join(line[3:] for line in changed)
-    return git("rev-parse", "--short=12", "HEAD") + (f" (changed since: {names})" if names else "")
+    # but for what the command itself writes
+    changed = git("diff", "--name-only", "HEAD", "--", ".", ":!dvc.lock", f":!{PAGE}").split()
+    since = f" (changed since: {', '.join(changed)})" if changed else ""
+    return git("rev-parse", "--short=12", "HEAD") + since
 
 
 def _machine() -> str:
