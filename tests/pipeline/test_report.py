@@ -15,7 +15,7 @@ from pipeline.layouts.casia_e_release import CasiaERelease
 from pipeline.layouts.hid import Hid
 from pipeline.layouts.oumvlp_release import OumvlpRelease
 from pipeline.protocols import Protocol
-from pipeline.report import result_text, write_report
+from pipeline.report import result_text, write_report, written_metrics
 from pipeline.submission import COLUMNS
 from tests.pipeline.walks import walks
 
@@ -78,6 +78,7 @@ def test_a_report_of_two_protocols_and_three_conditions(
     assert flat["all_views_BG_map"] == metrics["all_views"]["BG"]["map"]
     assert flat["p_finetune"] == 6.0
     assert all(isinstance(value, float | int) for value in flat.values())
+    assert written_metrics(folder) == flat
     table = pd.read_csv(folder / "tables/rank1_bg.csv", dtype={"probe view": str})
     assert table["probe view"].tolist() == ["000", "090"]
     assert table.loc[0, "090"] == pytest.approx(pairs.rank1["BG"][0, 1], abs=0.01)
@@ -111,6 +112,7 @@ def test_a_single_condition_needs_no_name(tmp_path: Path, of_oumvlp: Evaluation)
     for name in ("rank1", "rank5", "rank1_matched_probes", "rank1_with_identical_views"):
         assert flat[name] == pytest.approx(pairs.estimates["all"][name].value, abs=1e-4)
     assert flat["all_views_map"] == pytest.approx(every.estimates["all"]["map"].value, abs=1e-4)
+    assert written_metrics(tmp_path / "r") == flat
     assert (tmp_path / "r/tables/rank1_all.csv").exists()
 
 
