@@ -58,13 +58,14 @@ BATCH = 1000  # metrics in one call, MLflow's limit
 PARAMS_BATCH = 100
 TOKEN_TAG = "record"
 """By this tag a run is found whose making the store has not confirmed."""
+SQLITE = "sqlite:///"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """The UI opens on training runs instead of prompts and traces."""
 
 
 def tracking_uri() -> str:
     """``MLFLOW_TRACKING_URI``, or the SQLite file at the project's root."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{ROOT / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{ROOT / 'mlflow.db'}"
 
 
 def run_id_of(digest: str) -> str:
@@ -275,7 +276,11 @@ def open_store(uri: str) -> Any:
 
     for name in ("mlflow", "alembic"):  # the import has set them to tell of every migration
         logging.getLogger(name).setLevel(logging.WARNING)
-    return MlflowClient(uri)
+    if not uri.startswith(SQLITE):
+        return MlflowClient(uri)
+    # whoever opens a new file first fills it with tables, and two at once leave it unusable
+    with FileLock(uri.removeprefix(SQLITE) + ".lock"):
+        return MlflowClient(uri)
 
 
 def store_errors() -> tuple[type[Exception], ...]:
