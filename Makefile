@@ -1,5 +1,6 @@
 # make repro   the whole pipeline: walkers → archives → catalogue → silhouettes → training → tables and runs
-# make test    the tests            make lint    ruff and mypy            make ui    the MLflow UI
+# make test    the tests            make lint    ruff and mypy            make ui    MLflow's UI   PORT=5000
+# make pictures   README's pictures of MLflow's UI, taken anew
 # make soak    the long tests: trainings killed again and again
 # make promote   `champion` to the best evaluated model        make serve   a model over HTTP, here only
 # make onnx    the fine-tuned network as exports/finetune.onnx
@@ -23,7 +24,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: repro test soak bench ablations lint ui sync-runs promote serve onnx lock setup
+.PHONY: repro test soak bench ablations lint ui pictures sync-runs promote serve onnx lock setup
 
 # dvc 3.67 cannot dry-run a stage whose inputs are not made yet; before the first run all are due
 DRY := $(findstring --dry,$(ARGS))
@@ -50,11 +51,11 @@ lint: $(READY)
 	@ruff check . && ruff format --check . && mypy
 
 ui: $(READY)
-	@python -m pipeline.restored || true
-	@store="$$(python -m pipeline.tracking)"; case "$$store" in \
-	  http*) echo "MLFLOW_TRACKING_URI names a server: open its address in a browser" ;; \
-	  *) MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --port $(PORT) \
-	       --workers 1 --backend-store-uri "$$store" $(ARGS) ;; esac
+	-@python -m pipeline.restored
+	@python -m pipeline.ui $(PORT) $(ARGS)
+
+pictures: $(READY)
+	@python -m tests.lab_book docs/images
 
 sync-runs: $(READY)
 	@python -m pipeline.sync_runs && python -m pipeline.restored

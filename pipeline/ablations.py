@@ -24,9 +24,10 @@ from pipeline.check import WALKERS
 from pipeline.errors import PipelineError, listing, run_stage
 from pipeline.estimates import figures
 from pipeline.files import write_bytes
+from pipeline.mlflow_store import tracking_uri
 from pipeline.probe_table import read_probes
 from pipeline.settings import DATASETS, Settings
-from pipeline.tracking import git, tracking_uri
+from pipeline.tracking import git
 
 PAGE = Path("docs/ablations.md")
 FETCHED = Path("runs/ablations")

@@ -19,10 +19,10 @@ from pipeline.devices import lacks_bfloat16
 from pipeline.errors import PipelineError, Stopped
 from pipeline.files import sha256
 from pipeline.layouts.oumvlp_release import OumvlpRelease
+from pipeline.mlflow_store import tracking_uri
 from pipeline.protocols import write_protocols
 from pipeline.settings import Dataset, Settings
 from pipeline.silhouette_store import SilhouetteStore
-from pipeline.tracking import tracking_uri
 from pipeline.training import Step
 from pipeline.training_run import run_training
 

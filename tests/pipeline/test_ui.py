@@ -1,0 +1,66 @@
+"""``make ui`` as its users meet it: a real server, a real browser."""
+
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+
+from pipeline.settings import Settings
+from pipeline.ui import SETTINGS, address, links
+from tests.child_processes import ROOT, environment
+from tests.lab_book import PICTURES, look, user_interface
+
+
+def test_the_pages_that_readme_shows(tmp_path: Path) -> None:
+    with user_interface(tmp_path / "project") as (server, pages):
+        port = urlsplit(server).port
+        connections = psutil.net_connections("inet")
+        listening = [c.laddr.ip for c in connections if c.laddr and c.laddr.port == port]
+        assert set(listening) == {"127.0.0.1"}
+        elsewhere = look(server, pages, tmp_path)
+    assert elsewhere == []
+    for picture in PICTURES:
+        assert (ROOT / "docs" / "images" / picture).exists()
+        header = (tmp_path / picture).read_bytes()[:24]
+        assert struct.unpack(">II", header[16:]) == (1280, 700)
+
+
+def test_columns_are_of_settings_that_exist() -> None:
+    assert set(SETTINGS) <= set(Settings.load(ROOT / "params.yaml").flat())
+
+
+def test_links_show_no_password() -> None:
+    server = address("https://user:hunter2@host:5000/mlflow/", "1")
+    assert server == "https://host:5000/mlflow"
+    assert all(
+        link.startswith("https://host:5000/mlflow/#/") for link in links(server, "7").values()
+    )
+    assert address("postgresql://user:hunter2@host/db", "1234") == "http://127.0.0.1:1234"
+
+
+def ui(store: str) -> str:
+    """What it says when it cannot go on."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.ui", "5000"],
+        cwd=ROOT,
+        env=environment(MLFLOW_TRACKING_URI=store),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    return done.stderr
+
+
+def test_before_the_first_run_there_is_nothing_to_see(migrated_database: Path) -> None:
+    said = ui(f"sqlite:///{migrated_database}")
+    assert said == "\nerror: experiment gaitgl has no runs yet: `make repro` makes some\n"
+
+
+def test_a_server_that_is_down_is_an_error() -> None:
+    said = ui("http://user:hunter2@127.0.0.1:9")
+    assert said.startswith("\nerror: the MLflow store (MLFLOW_TRACKING_URI) does not answer: ")
+    assert "hunter2" not in said
