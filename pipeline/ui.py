@@ -17,7 +17,7 @@ from pipeline.settings import Settings
 
 VIEW_TAG = "mlflow.sharedViewState."
 
-RESULTS = ("rank1", "NM_rank1", "BG_rank1", "CL_rank1", "p_pretrain", "p_finetune")
+RESULTS = ("rank1", "NM_rank1", "BG_rank1", "CL_rank1", "p_pretrain", "p_finetune", "duration_s")
 """Metrics of evaluation runs that have a column; a run shows those it has."""
 SETTINGS = ("seed", "model.gem_p", "pretrain.lr", "pretrain.steps", "finetune.lr", "finetune.steps")
 CURVES = ("p", "loss", "active_share", "validation_rank1", "sequences_per_s")
