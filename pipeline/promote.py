@@ -11,7 +11,7 @@ from datetime import datetime
 from statistics import fmean
 from typing import Any
 
-from pipeline import tracking
+from pipeline import mlflow_store
 from pipeline.errors import PipelineError, run_stage
 from pipeline.registry import NAME
 from pipeline.run_record import FINISHED
@@ -31,7 +31,7 @@ def main() -> None:
     if unknown:
         raise PipelineError(f"usage: python -m pipeline.promote [--dry]; got {' '.join(unknown)}")
     try:
-        client = tracking.open_store(tracking.tracking_uri())
+        client = mlflow_store.open_store(mlflow_store.tracking_uri())
         found = standing(client)
         print(_table(found))
         best = found.candidates[0]
@@ -42,9 +42,9 @@ def main() -> None:
         else:
             client.set_registered_model_alias(NAME, CHAMPION, str(best.version))
             print(f"{CHAMPION!r} is version {best.version} now: models:/{NAME}@{CHAMPION}")
-    except tracking.store_errors() as error:
+    except mlflow_store.store_errors() as error:
         raise PipelineError(
-            f"the MLflow store (MLFLOW_TRACKING_URI) cannot be asked: {tracking.reason(error)}"
+            f"the MLflow store (MLFLOW_TRACKING_URI) cannot be asked: {mlflow_store.reason(error)}"
         ) from None
 
 
