@@ -17,7 +17,7 @@ from tests.servers import free_port, serving
 from tests.small_project import ROOT, copy_project
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page, Route
+    from playwright.sync_api import Browser, Page, Route
 
 PICTURES = ("runs.png", "comparison.png", "curves.png", "figure.png", "model.png")
 TIMEOUT_MS = 60_000
@@ -38,7 +38,7 @@ def user_interface(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
         yield address, dict(re.findall(r"^(\w+) +(http\S+)$", log.read_text(), re.MULTILINE))
 
 
-def look(address: str, links: dict[str, str], pictures: Path) -> list[str]:
+def look(browser: "Browser", address: str, links: dict[str, str], pictures: Path) -> list[str]:
     """Go through the pages and save ``PICTURES``; returns what was asked from elsewhere."""
     from playwright.sync_api import expect
 
@@ -52,21 +52,20 @@ def look(address: str, links: dict[str, str], pictures: Path) -> list[str]:
             route.abort()
 
     expect.set_options(timeout=TIMEOUT_MS)
-    with chromium() as browser:
-        window = browser.new_context(viewport={"width": 1280, "height": 700})
-        window.set_default_timeout(TIMEOUT_MS)
-        window.route(re.compile("^https?:"), guard)
-        page = window.new_page()
-        page.goto(links["results"])
-        # the first visit from this machine opens MLflow's chat
-        page.get_by_role("button", name="Close").click()
-        page.get_by_role("button", name="Toggle sidebar").click()
-        _runs(page, pictures)
-        _comparison(page, pictures)
-        _curves(page, links["curves"], pictures)
-        _figure(page, links["results"], pictures)
-        _model(page, links["models"], pictures)
-        window.close()
+    window = browser.new_context(viewport={"width": 1280, "height": 700})
+    window.set_default_timeout(TIMEOUT_MS)
+    window.route(re.compile("^https?:"), guard)
+    page = window.new_page()
+    page.goto(links["results"])
+    # the first visit from this machine opens MLflow's chat
+    page.get_by_role("button", name="Close").click()
+    page.get_by_role("button", name="Toggle sidebar").click()
+    _runs(page, pictures)
+    _comparison(page, pictures)
+    _curves(page, links["curves"], pictures)
+    _figure(page, links["results"], pictures)
+    _model(page, links["models"], pictures)
+    window.close()
     return elsewhere
 
 
@@ -140,10 +139,11 @@ def _model(page: "Page", link: str, pictures: Path) -> None:
 
 def main() -> None:
     with (
+        chromium() as browser,
         tempfile.TemporaryDirectory() as folder,
         user_interface(Path(folder)) as (address, links),
     ):
-        elsewhere = look(address, links, Path(sys.argv[1]))
+        elsewhere = look(browser, address, links, Path(sys.argv[1]))
     print(f"asked from elsewhere: {elsewhere or 'nothing'}")
 
 

@@ -10,17 +10,18 @@ import psutil
 
 from pipeline.settings import Settings
 from pipeline.ui import SETTINGS, address, links
+from tests.browser import chromium
 from tests.child_processes import ROOT, environment
 from tests.lab_book import PICTURES, look, user_interface
 
 
 def test_the_pages_that_readme_shows(tmp_path: Path) -> None:
-    with user_interface(tmp_path / "project") as (server, pages):
+    with chromium() as browser, user_interface(tmp_path / "project") as (server, pages):
         port = urlsplit(server).port
         connections = psutil.net_connections("inet")
         listening = [c.laddr.ip for c in connections if c.laddr and c.laddr.port == port]
         assert set(listening) == {"127.0.0.1"}
-        elsewhere = look(server, pages, tmp_path)
+        elsewhere = look(browser, server, pages, tmp_path)
     assert elsewhere == []
     for picture in PICTURES:
         assert (ROOT / "docs" / "images" / picture).exists()
