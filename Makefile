@@ -4,7 +4,8 @@
 # make promote   `champion` to the best evaluated model        make serve   a model over HTTP, here only
 # make onnx    the fine-tuned network as exports/finetune.onnx
 # make bench   speed against plain versions: one table, and benchmarks/latest.json   ARGS="--quick"
-# make sync-runs   to MLflow with what it has not got: the server was down, or a stage was killed
+# make sync-runs   to MLflow with what it has not got: the server was down, a stage was killed, or
+#                  DVC restored a result instead of running its stage
 # make lock    renew requirements.lock from pyproject.toml
 # Each sets up .venv by itself. PYTHON=python3.12 chooses the interpreter, ARGS="--dry" is passed on.
 
@@ -30,7 +31,7 @@ DUE := $(if $(DRY),$(if $(wildcard reports/*/metrics.json),,--force))
 repro: $(READY)
 	@python -m pipeline.check
 	@dvc repro $(ARGS) $(DUE)
-	@$(if $(DRY),,python -m pipeline.results)
+	@$(if $(DRY),,python -m pipeline.restored && python -m pipeline.results)
 
 test: $(READY)
 	@OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile $(ARGS)
@@ -45,13 +46,14 @@ lint: $(READY)
 	@ruff check . && ruff format --check . && mypy
 
 ui: $(READY)
+	@python -m pipeline.restored || true
 	@store="$$(python -m pipeline.tracking)"; case "$$store" in \
 	  http*) echo "MLFLOW_TRACKING_URI names a server: open its address in a browser" ;; \
 	  *) MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --port $(PORT) \
 	       --workers 1 --backend-store-uri "$$store" $(ARGS) ;; esac
 
 sync-runs: $(READY)
-	@python -m pipeline.sync_runs
+	@python -m pipeline.sync_runs && python -m pipeline.restored
 
 promote: $(READY)
 	@python -m pipeline.promote $(ARGS)

@@ -23,6 +23,7 @@ SHORT = (
     "store",
     "evaluation",
     "start",
+    "tracking",
     "serving",
 )
 LONG = ("time_to_accuracy",)

@@ -11,7 +11,7 @@ from datetime import datetime
 from statistics import fmean
 from typing import Any
 
-from pipeline import tracking
+from pipeline import mlflow_store
 from pipeline.errors import PipelineError, run_stage
 from pipeline.registry import NAME
 from pipeline.run_record import FINISHED
@@ -22,8 +22,6 @@ DATASET = "casia_e"
 HEADLINE = re.compile("rank1|[A-Z]+_rank1")
 """The metrics whose mean decides: rank-1 of the first protocol, of its only condition or of each
 (NM_rank1, BG_rank1, CL_rank1)."""
-FINGERPRINT = "data_fingerprint"
-"""Tag of an evaluation: which silhouettes were embedded."""
 
 
 def main() -> None:
@@ -31,7 +29,7 @@ def main() -> None:
     if unknown:
         raise PipelineError(f"usage: python -m pipeline.promote [--dry]; got {' '.join(unknown)}")
     try:
-        client = tracking.open_store(tracking.tracking_uri())
+        client = mlflow_store.open_store(mlflow_store.tracking_uri())
         found = standing(client)
         print(_table(found))
         best = found.candidates[0]
@@ -42,9 +40,9 @@ def main() -> None:
         else:
             client.set_registered_model_alias(NAME, CHAMPION, str(best.version))
             print(f"{CHAMPION!r} is version {best.version} now: models:/{NAME}@{CHAMPION}")
-    except tracking.store_errors() as error:
+    except mlflow_store.store_errors() as error:
         raise PipelineError(
-            f"the MLflow store (MLFLOW_TRACKING_URI) cannot be asked: {tracking.reason(error)}"
+            f"the MLflow store (MLFLOW_TRACKING_URI) cannot be asked: {mlflow_store.reason(error)}"
         ) from None
 
 
@@ -137,7 +135,7 @@ def _upstream(run: Any) -> list[str]:
 def _conditions(run: Any) -> tuple[str, dict[str, str]]:
     """What must be alike for two evaluations to be compared."""
     settings = {n: v for n, v in run.data.params.items() if n.startswith("evaluate.")}
-    return run.data.tags.get(FINGERPRINT, ""), settings
+    return run.data.tags.get(mlflow_store.DATA_TAG, ""), settings
 
 
 def _all(search: Any, *arguments: Any) -> list[Any]:

@@ -14,6 +14,9 @@ from pipeline.protocols import Protocol
 
 STAGES = ("pretrain", "finetune")
 
+DESCRIBING = ("protocol",)
+"""Keys of metrics.json that hold no figures."""
+
 
 def write_report(
     folder: Path,
@@ -63,6 +66,12 @@ def write_report(
     )
     print(result_text(folder))
     return _flat(metrics)
+
+
+def written_metrics(folder: Path) -> dict[str, float]:
+    """The figures of a written report under flat names, as ``write_report`` returned them."""
+    tree = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return _flat({name: value for name, value in tree.items() if name not in DESCRIBING})
 
 
 def result_text(folder: Path) -> str:

@@ -7,6 +7,7 @@ The stage writes here and nowhere else, so that a server that is slow or down co
 - ``metrics.jsonl``: one line ``[name, value, timestamp_ms, step]`` for each point, appended only
 - ``tags.json``, ``end.json``: its tags, and how it ended if it has
 - ``artifacts/<number>/<folder>/<file>``: copies of files to send, deleted once sent
+- ``model/``: the model to send, deleted once sent
 - ``sent.json``: what the store has acknowledged
 - ``lock``: held by the process whose record it is.
 """
@@ -18,6 +19,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
@@ -31,6 +33,21 @@ FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"
 
 class RecordInUse(PipelineError):
     """Another process owns this record."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataInput:
+    """Data that a run works on, as MLflow shows it."""
+
+    name: str
+    digest: str
+    """At most 36 characters: more MLflow does not take."""
+    folder: str
+    """Where it lies, below the project's root."""
+    counts: dict[str, dict[str, int]]
+    """Of each split: how many subjects, sequences and frames."""
+    used_for: str
+    """training or evaluation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +67,7 @@ class Run:
     """Name of each stage this one builds on, and the digest of its output."""
     resumable: bool
     """Whether a run that was stopped may go on later."""
+    inputs: list[DataInput] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +83,7 @@ class Sent:
     run_id: str = ""
     """Empty until the store has made the run."""
     params: int = 0
+    inputs: bool = False
     metrics: int = 0
     """Bytes of metrics.jsonl."""
     tags: dict[str, str] = field(default_factory=dict)
@@ -89,8 +108,8 @@ class Artifact(NamedTuple):
 class Record:
     """A record that this process owns until ``release``; see ``new_record`` and ``open_record``.
 
-    One thread may write while another one sends. ``kept`` is how many bytes of metrics.jsonl are
-    surely on the disk, and only these may be sent.
+    One thread may write, others add points, while another one sends. ``kept`` is how many bytes of
+    metrics.jsonl are surely on the disk, and only these may be sent.
     """
 
     def __init__(self, folder: Path, lock: FileLock, run: Run) -> None:
@@ -104,6 +123,7 @@ class Record:
         if self.sent.metrics > self.kept:  # lines were lost; the next ones take their place
             self.sent = replace(self.sent, metrics=self.kept)
         self._lock = lock
+        self._adding = Lock()
         self._pending: list[str] = []
         numbers = [int(path.name) for path in (folder / "artifacts").glob("*")]
         self._artifact = max(numbers, default=0)
@@ -114,24 +134,31 @@ class Record:
         A training that is resumed repeats the steps after its checkpoint, logged or not.
         """
         now_ms = _now_ms()
-        for name, value in metrics.items():
-            if name in self._last_steps and step <= self._last_steps[name]:
-                continue
-            self._last_steps[name] = step
-            self._pending.append(json.dumps([name, float(value), now_ms, step]) + "\n")
+        with self._adding:
+            for name, value in metrics.items():
+                if step > self.last_step(name):
+                    self._last_steps[name] = step
+                    self._pending.append(json.dumps([name, float(value), now_ms, step]) + "\n")
+
+    def last_step(self, name: str) -> int:
+        """The last step of this name, also of those not kept yet; -1 where there is none."""
+        return self._last_steps.get(name, -1)
 
     def keep(self) -> None:
         """Write what was added, down to the disk."""
-        if not self._pending:
+        with self._adding:
+            content = "".join(self._pending).encode()
+            n_kept = len(self._pending)
+        if not content:
             return
-        content = "".join(self._pending).encode()
         with (self.folder / "metrics.jsonl").open("r+b") as file:
             file.truncate(self.kept)  # half a write that failed, say on a full disk
             file.seek(self.kept)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        self._pending.clear()
+        with self._adding:
+            del self._pending[:n_kept]
         self.kept += len(content)
 
     def tag(self, tags: dict[str, str]) -> None:
@@ -141,9 +168,24 @@ class Record:
 
     def add_artifact(self, path: Path, folder: str | None = None) -> None:
         """Copy a file, or a folder with all that is in it."""
+        copied = self._copied(path, Path(folder or "", path.name))
+        self._artifact += 1
+        numbered = self.folder / "artifacts" / f"{self._artifact:06d}"
+        numbered.parent.mkdir(exist_ok=True)
+        copied.rename(numbered)
+
+    def add_model(self, folder: Path) -> None:
+        """Copy the folder of a model, in the place of one added before."""
+        copied = self._copied(folder, Path("model"))
+        shutil.rmtree(self.folder / "model", ignore_errors=True)
+        (copied / "model").rename(self.folder / "model")
+        copied.rmdir()
+
+    def _copied(self, path: Path, name: Path) -> Path:
+        """A new folder of the record with a copy of ``path`` in it, as ``name``, on the disk."""
         copying = self.folder / "copying"
         shutil.rmtree(copying, ignore_errors=True)  # of a process that was killed
-        target = copying / (folder or "") / path.name
+        target = copying / name
         target.parent.mkdir(parents=True)
         if path.is_dir():
             shutil.copytree(path, target)
@@ -152,10 +194,7 @@ class Record:
         for file in _files(copying):
             with file.open("rb") as written:
                 os.fsync(written.fileno())
-        self._artifact += 1
-        numbered = self.folder / "artifacts" / f"{self._artifact:06d}"
-        numbered.parent.mkdir(exist_ok=True)
-        copying.rename(numbered)
+        return copying
 
     def finish(self, status: str, time_ms: int | None = None) -> None:
         """Keep what was added and how the run ended, now or at ``time_ms``."""
@@ -194,6 +233,11 @@ class Record:
             _, *folders, _ = file.relative_to(top).parts
             yield Artifact(file, "/".join(folders) or None)
 
+    def unsent_model(self) -> Path | None:
+        """The folder of the model that was added; delete it once it is sent."""
+        folder = self.folder / "model"
+        return folder if folder.exists() else None
+
     def acknowledge(self, **changes: Any) -> None:
         """Remember what the store has confirmed: fields of ``Sent``."""
         sent = replace(self.sent, **changes)
@@ -205,10 +249,12 @@ class Record:
         return (
             self.sent.run_id != ""
             and self.sent.params == len(self.run.params)
+            and (self.sent.inputs or not self.run.inputs)
             and self.sent.metrics == self.kept
             and self.tags.items() <= self.sent.tags.items()
             and self.sent.end == self.end
             and next(self.unsent_artifacts(), None) is None
+            and self.unsent_model() is None
         )
 
     def over(self) -> bool:
@@ -256,7 +302,8 @@ def open_record(folder: Path, wait_s: float = 0) -> Record | None:
     if run is None:
         lock.release()
         return None
-    return Record(folder, lock, Run(**run))
+    inputs = [DataInput(**data) for data in run.pop("inputs", [])]
+    return Record(folder, lock, Run(**run, inputs=inputs))
 
 
 def remove_folder(folder: Path) -> None:

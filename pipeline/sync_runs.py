@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from pipeline import tracking
+from pipeline import mlflow_store
 from pipeline.errors import PipelineError, listing, run_stage
 from pipeline.run_record import (
     KILLED,
@@ -16,7 +16,7 @@ from pipeline.run_record import (
 
 
 def main() -> None:
-    folders = sorted(tracking.record_folders(), key=start_ms)
+    folders = sorted(mlflow_store.record_folders(), key=start_ms)
     if not folders:
         print("no run waits to be sent to MLflow")
         return
@@ -31,16 +31,17 @@ def main() -> None:
         if record is None:  # delivered and removed by its stage just now
             continue
         try:
-            client = client or tracking.open_store(tracking.tracking_uri())
+            client = client or mlflow_store.open_store(mlflow_store.tracking_uri())
             print(_send(record, client))
-        except tracking.store_errors() as error:
-            if not tracking.refused(error):
+        except mlflow_store.store_errors() as error:
+            if not mlflow_store.refused(error):
                 raise PipelineError(
                     "the MLflow store (MLFLOW_TRACKING_URI) does not answer: "
-                    f"{tracking.reason(error)}\nNothing is lost: what is not sent stays in "
-                    f"{tracking.RUN_IDS.parent}. Run make sync-runs again when the store is back."
+                    f"{mlflow_store.reason(error)}\nNothing is lost: what is not sent stays in "
+                    f"{mlflow_store.RUN_IDS.parent}. Run make sync-runs again when the store is "
+                    "back."
                 ) from None
-            not_taken.append(f"{folder}: {tracking.reason(error)}")
+            not_taken.append(f"{folder}: {mlflow_store.reason(error)}")
         finally:
             record.release()
     if not_taken:
@@ -56,7 +57,7 @@ def _send(record: Record, client: Any) -> str:
         record.finish(KILLED, _last_written_ms(record.folder))
     metrics = record.count_unsent()
     complete = record.delivered()
-    tracking.deliver(record, client)
+    mlflow_store.deliver(record, client)
     sent = "nothing new" if complete else f"sent, {metrics} metrics"
     status = record.end.status if record.end else ""
     kept = ""

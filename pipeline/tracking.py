@@ -7,12 +7,10 @@ store, which may be slow or down without harm. What is left at the end, ``make s
 """
 
 import errno
-import json
-import logging
 import os
-import re
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -20,14 +18,22 @@ from threading import Event, Thread
 from types import TracebackType
 from typing import Any, Self
 
-from filelock import FileLock
-
+from pipeline import mlflow_store, system_metrics
 from pipeline.errors import Stopped
-from pipeline.files import write_json
+from pipeline.mlflow_store import (
+    OUTPUT_TAG,
+    deliver,
+    open_store,
+    reason,
+    remember_output,
+    store_errors,
+    tracking_uri,
+)
 from pipeline.run_record import (
     FAILED,
     FINISHED,
     KILLED,
+    DataInput,
     Record,
     Run,
     new_record,
@@ -35,18 +41,11 @@ from pipeline.run_record import (
     remove_folder,
 )
 
-# read when mlflow is imported or first called: no telemetry, no address (it may hold a password)
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-# MLflow would repeat a request whose answer was lost, and so make a second run
-os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
-
-ROOT = Path(__file__).resolve().parent.parent
-RUN_IDS = ROOT / "runs" / "run_ids.json"
-"""Which run made which output, by the output's digest; no stage depends on it."""
-
 FLUSH_EVERY_S = 10.0
+EXPERIMENT_TAG = "dvc_exp"
+"""The name of the experiment of DVC's that a run belongs to."""
+SAMPLE_EVERY_S = 10.0
+"""How often processor, memory and GPU are looked at."""
 LONGEST_PAUSE_S = 300.0
 LAST_WAIT_S = 60.0
 """How long the end of a run waits for a store that answers."""
@@ -54,35 +53,14 @@ LAST_TRY_S = 10.0
 """How long it waits for one that did not at the last attempt."""
 IN_USE_S = 60.0
 """How long the start of a run waits for ``make sync-runs`` to let go of its record."""
-BATCH = 1000  # metrics in one call, MLflow's limit
-PARAMS_BATCH = 100
-TOKEN_TAG = "record"
-"""By this tag a run is found whose making the store has not confirmed."""
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-"""The UI opens on training runs instead of prompts and traces."""
-
-
-def tracking_uri() -> str:
-    """``MLFLOW_TRACKING_URI``, or the SQLite file at the project's root."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{ROOT / 'mlflow.db'}"
-
-
-def run_id_of(digest: str) -> str:
-    """The run that made an output, or an empty string where it is not known here."""
-    return _run_ids().get(digest, "")
-
-
-def record_folders() -> list[Path]:
-    """Where runs that the store may not have got in full have their records."""
-    return [path.parent for path in RUN_IDS.parent.glob("*/record/run.json")]
 
 
 class TrackedRun:
     """One run of one stage, as a context manager.
 
-    Nothing here waits for the store, except the end, for a bounded time. A disk that takes no more
-    raises OSError: what is not on the disk would be lost. RecordInUse where another process has the
-    same record.
+    How busy the machine is meanwhile is recorded, too. Nothing here waits for the store, except the
+    end, for a bounded time. A disk that takes no more raises OSError: what is not on the disk would
+    be lost. RecordInUse where another process has the same record.
     """
 
     def __init__(
@@ -94,6 +72,7 @@ class TrackedRun:
         upstream: dict[str, str],
         tags: dict[str, str] | None = None,
         *,
+        inputs: list[DataInput] | None = None,
         folder: Path | None = None,
         resumed: bool = False,
     ) -> None:
@@ -102,32 +81,40 @@ class TrackedRun:
         ``folder`` holds the record of a run that may be stopped and go on: if a run is there that
         has not finished, this is its continuation. One that has finished is another one, still to
         be delivered, and makes room; unless ``resumed`` says that its work goes on all the same.
+        In a copy of the project that DVC deletes nothing goes on: there ``folder`` is not used.
         """
         token = uuid.uuid4().hex
         name = f"{stage}-{dataset}"
+        self._tags = {EXPERIMENT_TAG: os.environ.get("DVC_EXP_NAME", ""), **(tags or {})}
+        experiment_of_dvc = self._tags[EXPERIMENT_TAG]
+        if mlflow_store.ROOT != mlflow_store.CODE:
+            folder = None
         self._run = Run(
             token=token,
             stage=stage,
             dataset=dataset,
             experiment=experiment,
-            name=name,
+            name=f"{name} ({experiment_of_dvc})" if experiment_of_dvc else name,
             start_ms=int(time.time() * 1000),
-            params={name: str(value) for name, value in _without_home(params).items()},
+            params={name: str(value) for name, value in without_home(params).items()},
             upstream=upstream,
             resumable=folder is not None,
+            inputs=inputs or [],
         )
-        self._tags_given = tags or {}
-        self._folder = folder or RUN_IDS.parent / f"{name}-{token[:8]}" / "record"
+        self._folder = folder or mlflow_store.RUN_IDS.parent / f"{name}-{token[:8]}" / "record"
         self._resumed = resumed
         self._keep_at = time.monotonic() + FLUSH_EVERY_S
 
     def __enter__(self) -> Self:
-        tags = _first_tags(self._run) | self._tags_given
+        tags = _first_tags(self._run) | self._tags
         tags = {name: value for name, value in tags.items() if value}
         self._record = _continued(self._folder, tags, self._resumed) or new_record(
             self._folder, self._run, tags
         )
         self._sender = Sender(self._record)
+        self._ending = Event()
+        self._watch = Thread(target=self._sample_until_end, name="system metrics", daemon=True)
+        self._watch.start()
         return self
 
     def __exit__(
@@ -136,6 +123,8 @@ class TrackedRun:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._ending.set()
+        self._watch.join()
         try:
             self._record.finish(_status(kind))
         except OSError as trouble:
@@ -175,11 +164,29 @@ class TrackedRun:
         """Copy a file, or a folder with all that is in it, to the run's artifacts."""
         self._record.add_artifact(path, folder)
 
+    def model(self, checkpoint: Path) -> None:
+        """Log a checkpoint's network as a model, which MLflow can load and serve."""
+        from pipeline.model_folder import write_model  # imports torch
+
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name, "model")
+            write_model(folder, checkpoint)
+            self._record.add_model(folder)
+
     def made(self, output: str) -> None:
         """Remember that this run made the output with this digest."""
-        self.tag("output_digest", output)
+        self.tag(OUTPUT_TAG, output)
         if self.run_id:  # at once: the next stage looks for it
-            _remember_output(self._record)
+            remember_output(self._record)
+
+    def _sample_until_end(self) -> None:
+        monitors = None
+        while not self._ending.wait(SAMPLE_EVERY_S):
+            if monitors is None:  # not at once: many runs are over before these seconds of imports
+                monitors = system_metrics.monitors()
+                continue
+            metrics = system_metrics.sample(monitors)
+            self._record.add(1 + max(map(self._record.last_step, metrics)), metrics)
 
     def _deliver_the_rest(self) -> None:
         record = self._record
@@ -269,139 +276,11 @@ class Sender:
         self._answers = True
 
 
-def open_store(uri: str) -> Any:
-    """A client of MLflow's for ``deliver``; raises ``store_errors()``."""
-    from mlflow.tracking import MlflowClient
-
-    for name in ("mlflow", "alembic"):  # the import has set them to tell of every migration
-        logging.getLogger(name).setLevel(logging.WARNING)
-    return MlflowClient(uri)
-
-
-def store_errors() -> tuple[type[Exception], ...]:
-    """What is raised where a store does not answer, or refuses; the import takes seconds."""
-    import requests
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    return (
-        MlflowException,
-        SQLAlchemyError,
-        requests.RequestException,
-        json.JSONDecodeError,  # a login page in place of an answer
-        OSError,
-    )
-
-
-def refused(error: Exception) -> bool:
-    """Whether the store did answer: it does not take this run, deleted by its user, say."""
-    from mlflow.exceptions import MlflowException
-
-    return isinstance(error, MlflowException) and error.get_http_status_code() < 500
-
-
-def reason(error: Exception) -> str:
-    """An error's text on one line, cut and without credentials."""
-    return re.sub(r"//[^/\s]*@", "//", " ".join(str(error).split()))[:300]
-
-
-def deliver(record: Record, client: Any) -> None:
-    """Send all that is on the disk and not sent, in order; raises ``store_errors()``.
-
-    Each answer is remembered before the next call. A call whose answer was lost is made again
-    without harm: the run is found by its token, and the store knows a point that it has by its
-    time, step and value.
-    """
-    end = record.end  # first: whatever belongs to the run was there before
-    if not record.sent.run_id:
-        record.acknowledge(run_id=_find_or_make(record, client))
-    _remember_output(record)
-    if end is None and record.sent.end_begun:
-        client.update_run(record.sent.run_id, "RUNNING")
-        record.acknowledge(end_begun=False, end=None)
-    _send_params(record, client)
-    _send_metrics(record, client)
-    _send_tags(record, client)
-    for artifact in record.unsent_artifacts():
-        client.log_artifact(record.sent.run_id, str(artifact.file), artifact.folder)
-        artifact.file.unlink()
-    if end is not None and end != record.sent.end:
-        record.acknowledge(end_begun=True)
-        client.set_terminated(record.sent.run_id, end.status, end.time_ms)
-        record.acknowledge(end=end)
-
-
-def _send_params(record: Record, client: Any) -> None:
-    from mlflow.entities import Param
-
-    params = [Param(name, value) for name, value in sorted(record.run.params.items())]
-    for first in range(record.sent.params, len(params), PARAMS_BATCH):
-        batch = params[first : first + PARAMS_BATCH]
-        client.log_batch(record.sent.run_id, params=batch)
-        record.acknowledge(params=first + len(batch))
-
-
-def _send_metrics(record: Record, client: Any) -> None:
-    from mlflow.entities import Metric
-
-    while record.sent.metrics < record.kept:
-        points, end = record.unsent_points(BATCH)
-        client.log_batch(record.sent.run_id, metrics=[Metric(*point) for point in points])
-        record.acknowledge(metrics=end)
-
-
-def _send_tags(record: Record, client: Any) -> None:
-    from mlflow.entities import RunTag
-
-    tags = _tags(record)
-    changed = [RunTag(*tag) for tag in tags.items() if tag not in record.sent.tags.items()]
-    if changed:
-        client.log_batch(record.sent.run_id, tags=changed)
-        record.acknowledge(tags=tags)
-
-
-def _find_or_make(record: Record, client: Any) -> str:
-    run = record.run
-    experiment = _experiment_id(client, run.experiment)
-    found = client.search_runs([experiment], f"tags.{TOKEN_TAG} = '{run.token}'", max_results=1)
-    if not found:
-        found = [client.create_run(experiment, run.start_ms, _tags(record), run.name)]
-    return str(found[0].info.run_id)
-
-
-def _experiment_id(client: Any, name: str) -> str:
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    # a server keeps artifacts where it likes; the file beside us keeps them beside it
-    local = client.tracking_uri.startswith("sqlite:")
-    location = (ROOT / "mlartifacts").as_uri() if local else None
-    try:
-        return str(client.create_experiment(name, location, EXPERIMENT_TAGS))
-    except MlflowException:  # another stage was quicker
-        found = client.get_experiment_by_name(name)
-        if found is None:
-            raise
-        return str(found.experiment_id)
-
-
-def _tags(record: Record) -> dict[str, str]:
-    """All tags of a run; its upstream runs are those known by now."""
-    tags = {**record.tags, TOKEN_TAG: record.run.token}
-    for stage, digest in record.run.upstream.items():
-        tags[f"upstream_{stage}_digest"] = digest
-        tags[f"upstream_{stage}_run_id"] = run_id_of(digest)
-    return {name: value for name, value in tags.items() if value}
-
-
 def _first_tags(run: Run) -> dict[str, str]:
     return {
         "stage": run.stage,
         "dataset": run.dataset,
         "dvc_stage": os.environ.get("DVC_STAGE", ""),
-        "dvc_exp": os.environ.get("DVC_EXP_NAME", ""),
         "mlflow.source.git.commit": git("rev-parse", "HEAD"),
         "git_changed_files": str(len(git("status", "--porcelain").splitlines())),
         "mlflow.source.name": f"stages/{run.stage}.py",
@@ -428,34 +307,16 @@ def _status(kind: type[BaseException] | None) -> str:
     return KILLED if issubclass(kind, KeyboardInterrupt | Stopped) else FAILED
 
 
-def _remember_output(record: Record) -> None:
-    """Note the run under the digest of what it made, if both are known."""
-    digest, run_id = record.tags.get("output_digest"), record.sent.run_id
-    if not digest or not run_id or run_id_of(digest) == run_id:
-        return
-    RUN_IDS.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(RUN_IDS.with_suffix(".lock")):
-        write_json(RUN_IDS, {**_run_ids(), digest: run_id})
-
-
 def git(*arguments: str) -> str:
-    """The output of a git command at the project's root; empty where git or its data is not."""
+    """The output of a git command where this code lies; empty where git or its data is not."""
     try:
-        return subprocess.run(
-            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True
-        ).stdout.strip()
+        command = ["git", "-C", str(mlflow_store.CODE), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
 
 
-def _run_ids() -> dict[str, str]:
-    if not RUN_IDS.exists():
-        return {}
-    ids: dict[str, str] = json.loads(RUN_IDS.read_text(encoding="utf-8"))
-    return ids
-
-
-def _without_home(params: dict[str, Any]) -> dict[str, Any]:
+def without_home(params: dict[str, Any]) -> dict[str, Any]:
     """Paths outside the project are named by their last folder alone."""
     return {
         name: Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value

@@ -16,11 +16,13 @@ import torch
 from gaitgl.model import GaitGL, GaitGLConfig
 from pipeline.batches import TrainingBatch, TrainingBatches
 from pipeline.checkpoints import read_checkpoint, save_checkpoint
+from pipeline.data_inputs import data_inputs
 from pipeline.devices import choose_device, compiler_problem, place
 from pipeline.distributed import World, joined, workers_of_each_process
 from pipeline.errors import PipelineError, Stopped, listing
 from pipeline.files import fingerprint, new_folder, sha256, write_json
 from pipeline.memory import advice, is_exhausted, memory_of_each, shortage
+from pipeline.mlflow_store import DATA_TAG, DURATION
 from pipeline.profiling import profiled
 from pipeline.progress import Progress
 from pipeline.settings import Dataset, Runtime, Training, batch_problem
@@ -64,8 +66,9 @@ def run_training(
 
     ``params`` is what the run shows; ``upstream`` holds the digest of each checkpoint that this
     training starts from, under its stage's name; the protocol in ``catalogue`` is read for
-    validation only. On one CPU, with one number of threads, the files' bytes depend on settings and
-    inputs alone, however often the training was killed on the way.
+    validation only, and its sequences are counted for the run. On one CPU, with one number of
+    threads, the files' bytes depend on settings and inputs alone, however often the training was
+    killed on the way.
     """
     device = choose_device(runtime.device)
     about = {
@@ -103,14 +106,15 @@ def run_training(
         record = state.folder / "record"
 
         def tracked(resumed: bool) -> TrackedRun:
-            tags = {**_where(device), "processes": str(world.size)}
+            where = {**_where(device), "processes": str(world.size)}
             return TrackedRun(
                 stage,
                 dataset,
                 runtime.experiment,
                 params,
                 upstream,
-                tags,
+                {**where, DATA_TAG: store.digest()},
+                inputs=data_inputs(dataset, catalogue, "training"),
                 folder=record,
                 resumed=resumed,
             )
@@ -215,6 +219,10 @@ class _Loop:
     """Steps in a row, up to now, without an active triplet."""
     best: dict[str, float] = field(default_factory=dict)
     """Step and rank-1 of the best validation."""
+    duration_s: float = 0.0
+    """What the steps up to the state took that this process began with."""
+    began_at: float = 0.0
+    """When this process began with its steps."""
 
     def resume(self) -> None:
         """Go back to the last state on disk, or to the start; to the same in all processes."""
@@ -227,6 +235,7 @@ class _Loop:
             rows = saved.tensors["history"].tolist()
             self.history = [Step(int(row[0]), *row[1:]) for row in rows]
             self.done, self.idle, self.best = saved.step, saved.notes["idle"], saved.notes["best"]
+            self.duration_s = saved.notes["duration_s"]
         elif self.world.leads:
             for other in self.state.others():
                 self._say(f"a training that is not this one is left where it was: {other}")
@@ -241,6 +250,7 @@ class _Loop:
         Raises PipelineError where going on makes no sense, Stopped where it was asked to stop.
         """
         training, runtime = self.training, self.runtime
+        self.began_at = time.monotonic()
         batches = _Clock(
             self.batches.ahead(
                 self.done + 1, training.steps, workers_of_each_process(runtime.workers)
@@ -314,6 +324,7 @@ class _Loop:
             if math.isnan(step.p):
                 del metrics["p"]
             metrics |= {"sequences_per_s": batches.rate, "waiting_share": batches.waiting}
+            metrics[DURATION] = self._duration_s()
             if run is not None:
                 run.log(step.step, metrics)
 
@@ -381,7 +392,7 @@ class _Loop:
         trained = everything_trained(self.model, self.optimizer)
         tensors = {name: tensor.cpu().contiguous() for name, tensor in trained.items()}
         rows = torch.tensor([astuple(step) for step in self.history], dtype=torch.float64)
-        notes = {"idle": self.idle, "best": self.best}
+        notes = {"idle": self.idle, "best": self.best, "duration_s": self._duration_s()}
         self.state.save(self.done, {**tensors, "history": rows}, notes)
 
     def _report(self, error: NotFiniteError) -> PipelineError:
@@ -423,6 +434,10 @@ class _Loop:
             raise error
         # a failure beside the leading process would make torchrun kill that one while it records
         sys.exit(0 if self.world.beside_leader else 1)
+
+    def _duration_s(self) -> float:
+        """How long the steps so far took, without those that a kill has lost."""
+        return self.duration_s + time.monotonic() - self.began_at
 
     def _say(self, text: str) -> None:
         if self.world.leads:
@@ -476,6 +491,7 @@ def _record_result(run: TrackedRun, folder: Path, steps: int) -> None:
     checkpoint = folder / CHECKPOINT
     for path in (checkpoint, folder / HISTORY):
         run.artifact(path)
+    run.model(checkpoint)
     p = read_checkpoint(checkpoint)[2]["p"]
     if p is not None:
         run.log(steps, {"final_p": p})

@@ -3,6 +3,7 @@
 python -m stages.evaluate oumvlp|casia_e
 """
 
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -11,17 +12,20 @@ from pipeline.arguments import dataset_argument
 from pipeline.embedding_file import read_embeddings
 from pipeline.errors import run_stage
 from pipeline.evaluation import evaluate
+from pipeline.evaluation_run import evaluation_run, record_report
+from pipeline.mlflow_store import DURATION
 from pipeline.protocols import read_protocol
 from pipeline.report import write_report
 from pipeline.settings import Settings
-from pipeline.tracking import TrackedRun
 
 
 def main() -> None:
+    began_at = time.monotonic()
     dataset = dataset_argument()
     settings = Settings.load()
     keys, embeddings, made_by = read_embeddings(Path("embeddings", f"{dataset}.arrow"))
-    protocol = read_protocol(Path("data", dataset, "catalogue"))
+    catalogue = Path("data", dataset, "catalogue")
+    protocol = read_protocol(catalogue)
     evaluation = evaluate(
         keys, embeddings, protocol, settings.evaluate.distance, settings.evaluate.cmc_ranks
     )
@@ -30,10 +34,7 @@ def main() -> None:
         for stage in made_by["trained_by"].split(",")
     }
     folder = Path("reports", dataset)
-    upstream = {made_by["stage"]: made_by["checkpoint"]}
-    with TrackedRun(
-        "evaluate", dataset, settings.runtime.experiment, settings.flat(), upstream
-    ) as run:
+    with evaluation_run(dataset, settings, made_by, catalogue) as run:
         metrics = write_report(
             folder,
             evaluation,
@@ -41,9 +42,8 @@ def main() -> None:
             histories,
             int(made_by["refused_test_sequences"]),
         )
-        run.log(0, metrics)
-        for part in ("metrics.json", "tables", "figures"):
-            run.artifact(folder / part)
+        metrics[DURATION] = time.monotonic() - began_at
+        record_report(run, dataset, settings, folder, metrics)
 
 
 if __name__ == "__main__":

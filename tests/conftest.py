@@ -14,7 +14,7 @@ import py7zr
 import pytest
 import yaml
 
-from pipeline import tracking
+from pipeline import mlflow_store
 from pipeline.ingestion import ingest
 from pipeline.normalizing import normalize
 from pipeline.settings import DATASETS, Dataset
@@ -228,6 +228,7 @@ def tracking_store(
         subprocess.run(["git", "-C", str(folder), *arguments], check=True, capture_output=True)
     shutil.copy(migrated_database, folder / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
-    monkeypatch.setattr(tracking, "ROOT", folder)
-    monkeypatch.setattr(tracking, "RUN_IDS", folder / "runs" / "run_ids.json")
+    monkeypatch.setattr(mlflow_store, "ROOT", folder)
+    monkeypatch.setattr(mlflow_store, "CODE", folder)
+    monkeypatch.setattr(mlflow_store, "RUN_IDS", folder / "runs" / "run_ids.json")
     return folder

@@ -87,8 +87,13 @@ class Project:
         return metrics
 
     def mlflow_runs(self) -> list[Run]:
-        client = MlflowClient(f"sqlite:///{self.folder / 'mlflow.db'}")
-        return list(client.search_runs(["1"], order_by=["attributes.start_time ASC"]))
+        """All runs of all experiments, in the order in which they began."""
+        client = self.mlflow()
+        ids = [experiment.experiment_id for experiment in client.search_experiments()]
+        return list(client.search_runs(ids, order_by=["attributes.start_time ASC"]))
+
+    def mlflow(self) -> MlflowClient:
+        return MlflowClient(f"sqlite:///{self.folder / 'mlflow.db'}")
 
 
 def copy_project(folder: Path) -> Project:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from pipeline.run_record import (
     FAILED,
     FINISHED,
+    DataInput,
     End,
     Point,
     Record,
@@ -33,6 +35,7 @@ RUN = Run(
     params={"seed": "0"},
     upstream={"pretrain": "abc"},
     resumable=True,
+    inputs=[DataInput("oumvlp", "f00d", "data", {"train": {"subjects": 3}}, "training")],
 )
 
 
@@ -218,6 +221,7 @@ def test_a_record_is_delivered_when_nothing_is_left(record: Record, tmp_path: Pa
 
     sends(run_id="f00d")
     sends(params=1)
+    sends(inputs=True)
     sends(tags={"stage": "pretrain", "record": "token"})
     assert record.delivered()
     record.add(1, {"loss": 0.5})
@@ -286,3 +290,35 @@ def test_a_record_moves_aside_and_its_name_is_free(record: Record, folder: Path)
     remove_folder(new.folder)
     assert [path.name for path in folder.parent.parent.iterdir()] == ["pretrain-f00d"]
     assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]
+
+
+def test_a_model_takes_the_place_of_one_added_before_and_waits_to_be_sent(
+    record: Record, tmp_path: Path
+) -> None:
+    assert record.unsent_model() is None
+    for content in ("first", "second"):
+        folder = tmp_path / content
+        (folder / "code").mkdir(parents=True)
+        (folder / "MLmodel").write_text(content, encoding="utf-8")
+        (folder / "code" / f"{content}.py").touch()
+        record.add_model(folder)
+    model = again(record).unsent_model()
+    assert model is not None
+    assert (model / "MLmodel").read_text(encoding="utf-8") == "second"
+    assert [path.name for path in (model / "code").iterdir()] == ["second.py"]
+
+
+def test_points_may_be_added_by_several_threads_while_one_keeps_them(record: Record) -> None:
+    def add(name: str) -> None:
+        for step in range(2000):
+            record.add(step, {name: step / 8})
+
+    threads = [Thread(target=add, args=(name,)) for name in ("loss", "system/cpu")]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        record.keep()
+    record.keep()
+    for name in ("loss", "system/cpu"):
+        assert [step for n, _, _, step in lines(record) if n == name] == list(range(2000))
+    assert record.kept == (record.folder / "metrics.jsonl").stat().st_size

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
-from pipeline import tracking
+from pipeline import mlflow_store
 from pipeline.errors import PipelineError
+from pipeline.mlflow_store import run_id_of, tracking_uri
 from pipeline.run_record import open_record
 from pipeline.sync_runs import main
-from pipeline.tracking import TrackedRun, run_id_of, tracking_uri
+from pipeline.tracking import TrackedRun
 
 PROJECT = Path(__file__).parents[2]
 UNREACHABLE = "http://user:hunter2@127.0.0.1:9"
@@ -85,7 +86,7 @@ def test_runs_of_a_store_that_was_down_arrive_whole(
     assert finetune.data.tags["upstream_pretrain_run_id"] == pretrain.info.run_id
     assert pretrain.data.tags["output_digest"] == "digest of pretrain"
     assert run_id_of("digest of pretrain") == pretrain.info.run_id
-    assert tracking.record_folders() == []
+    assert mlflow_store.record_folders() == []
     told = capfd.readouterr().out.splitlines()
     assert [line.partition(" ")[0] for line in told] == ["pretrain-oumvlp", "finetune-oumvlp"]
     assert all(line.endswith("sent, 1200 metrics, FINISHED") for line in told)
@@ -101,7 +102,7 @@ def test_a_run_that_failed_is_kept_if_it_may_go_on(
     offline("evaluate", fails=True)
     main()
     assert {run.info.status for run in the_runs().values()} == {"FAILED"}
-    assert tracking.record_folders() == [folder]
+    assert mlflow_store.record_folders() == [folder]
     main()
     told = capsys.readouterr().out.splitlines()
     assert told[0].endswith("sent, 1200 metrics, FAILED; kept, so that its stage can go on")
@@ -138,7 +139,7 @@ def test_a_run_that_the_store_refuses_holds_no_other_up(offline: Offline) -> Non
         main()
     assert str(first._record.folder) in str(raised.value)
     assert list(the_runs()) == ["finetune"]
-    assert tracking.record_folders() == [first._record.folder]
+    assert mlflow_store.record_folders() == [first._record.folder]
 
 
 def test_a_run_at_work_is_left_to_its_stage(
@@ -152,10 +153,11 @@ def test_a_run_at_work_is_left_to_its_stage(
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from pipeline import tracking
-tracking.ROOT = Path(sys.argv[1])
-tracking.RUN_IDS = Path(sys.argv[1], "runs", "run_ids.json")
-for name, folder in (("pretrain", tracking.RUN_IDS.parent / "p" / "record"), ("evaluate", None)):
+from pipeline import mlflow_store, tracking
+mlflow_store.ROOT = mlflow_store.CODE = Path(sys.argv[1])
+mlflow_store.RUN_IDS = Path(sys.argv[1], "runs", "run_ids.json")
+resumed_from = mlflow_store.RUN_IDS.parent / "p" / "record"
+for name, folder in (("pretrain", resumed_from), ("evaluate", None)):
     run = tracking.TrackedRun(name, "oumvlp", "walks", {}, {}, folder=folder).__enter__()
     run.log(1, {"loss": 0.5})
     run.keep()
@@ -176,6 +178,6 @@ def test_runs_that_were_killed_are_sent_as_far_as_they_went(
     assert {run.data.metrics["loss"] for run in runs.values()} == {0.5}
     assert {run.info.status for run in runs.values()} == {"KILLED"}
     assert all(run.info.end_time >= run.info.start_time for run in runs.values())
-    assert tracking.record_folders() == [tracking_store / "runs" / "p" / "record"]
+    assert mlflow_store.record_folders() == [tracking_store / "runs" / "p" / "record"]
     told = capsys.readouterr().out
     assert "sent, 1 metrics, KILLED; kept, so that its stage can go on" in told

@@ -1,74 +1,34 @@
 import json
-import math
-import os
-import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from pipeline import tracking
+from benchmarks.mlflow_servers import Late, Server
+from pipeline import mlflow_store, tracking
 from pipeline.errors import PipelineError, Stopped
-from pipeline.run_record import Record, open_record
-from pipeline.tracking import TrackedRun, git, reason, run_id_of, tracking_uri
+from pipeline.mlflow_store import run_id_of, tracking_uri
+from pipeline.run_record import open_record
+from pipeline.tracking import TrackedRun, git
+from tests.tracked_runs import (
+    PARAMS,
+    eventually,
+    found,
+    history,
+    opened,
+    the_run,
+    tracked,
+)
 
 PROJECT = Path(__file__).parents[2]
-PARAMS = {"seed": 0, "model.channels": "[2, 2]", "pretrain.lr": 1e-4}
-
-
-def tracked(**changes: Any) -> TrackedRun:
-    arguments: dict[str, Any] = {
-        "stage": "pretrain",
-        "dataset": "oumvlp",
-        "experiment": "walks",
-        "params": PARAMS,
-        "upstream": {},
-    }
-    return TrackedRun(**(arguments | changes))
-
-
-def found(run: TrackedRun) -> Any:
-    assert run.run_id
-    return MlflowClient(tracking_uri()).get_run(run.run_id)
-
-
-def the_run() -> Any:
-    """The only run in the store."""
-    client = MlflowClient(tracking_uri())
-    ids = [experiment.experiment_id for experiment in client.search_experiments()]
-    (only,) = client.search_runs(ids)
-    return only
-
-
-def history(run_id: str, name: str = "loss") -> list[tuple[int, float]]:
-    """Steps and values, in the order of their times."""
-    points = MlflowClient(tracking_uri()).get_metric_history(run_id, name)
-    return [(p.step, p.value) for p in sorted(points, key=lambda p: (p.timestamp, p.step))]
-
-
-def eventually(condition: Callable[[], Any], deadline_s: float = 60) -> None:
-    end = time.monotonic() + deadline_s
-    while not condition():
-        assert time.monotonic() < end, f"not within {deadline_s} s"
-        time.sleep(0.02)
-
-
-def opened(folder: Path) -> Record:
-    record = open_record(folder)
-    assert record is not None
-    return record
 
 
 @pytest.fixture
@@ -144,25 +104,6 @@ def test_a_run_that_ends_early_keeps_its_metrics_and_says_so(
     assert found(run).data.metrics == {"loss": 0.5}
 
 
-def test_thousands_of_metrics_arrive_complete_and_in_order(tracking_store: Path) -> None:
-    with tracked() as run:
-        for step in range(1, 1301):
-            run.log(step, {"loss": float(step % 7), "p": step / 8})
-    client = MlflowClient(tracking_uri())
-    points = sorted(client.get_metric_history(run.run_id, "loss"), key=lambda point: point.step)
-    assert [point.step for point in points] == list(range(1, 1301))
-    assert [point.value for point in points] == [float(step % 7) for step in range(1, 1301)]
-    assert len(client.get_metric_history(run.run_id, "p")) == 1300
-    assert found(run).data.metrics["p"] == 1300 / 8  # the last one stands in the table of runs
-
-
-def test_more_than_a_hundred_params_arrive(tracking_store: Path) -> None:
-    params = {f"section.leaf_{i}": i for i in range(230)}
-    with tracked(params=params) as run:
-        pass
-    assert found(run).data.params == {name: str(value) for name, value in params.items()}
-
-
 def test_params_show_no_path_outside_the_project(tracking_store: Path) -> None:
     params = {
         "data.oumvlp.root": "/home/someone/secret project/OUMVLP",
@@ -176,29 +117,6 @@ def test_params_show_no_path_outside_the_project(tracking_store: Path) -> None:
         "data.casia_e.root": "raw/casia_e",
         "seed": "3",
     }
-
-
-def test_a_run_is_found_by_what_it_made_and_names_its_upstream(tracking_store: Path) -> None:
-    assert run_id_of("abc") == ""
-    with tracked() as first:
-        first.made("abc")
-    assert run_id_of("abc") == first.run_id
-    with tracked(stage="finetune", dataset="casia_e", upstream={"pretrain": "abc"}) as second:
-        second.made("def")
-    tags = found(second).data.tags
-    assert tags["upstream_pretrain_digest"] == "abc"
-    assert tags["upstream_pretrain_run_id"] == first.run_id
-    assert found(first).data.tags["output_digest"] == "abc"
-    ids = json.loads((tracking_store / "runs" / "run_ids.json").read_text(encoding="utf-8"))
-    assert ids == {"abc": first.run_id, "def": second.run_id}
-
-
-def test_an_upstream_unknown_here_is_named_by_its_digest_alone(tracking_store: Path) -> None:
-    with tracked(upstream={"pretrain": "from a colleague"}) as run:
-        pass
-    tags = found(run).data.tags
-    assert tags["upstream_pretrain_digest"] == "from a colleague"
-    assert "upstream_pretrain_run_id" not in tags
 
 
 def test_changed_files_are_counted(tracking_store: Path) -> None:
@@ -244,38 +162,15 @@ def test_a_store_that_does_not_answer_stops_nothing_and_is_said_once(
     assert run_id_of("abc") == ""
     output = capfd.readouterr()
     assert output.err.count("warning: the MLflow store") == 1
-    (folder,) = tracking.record_folders()
+    (folder,) = mlflow_store.record_folders()
     assert f"1 metrics and the rest wait in {folder}; make sync-runs sends them" in output.err
     assert "hunter2" not in output.err + output.out
     kept = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
     assert b"hunter2" not in kept
 
 
-def test_long_error_texts_are_cut_after_credentials_are_gone() -> None:
-    text = reason(OSError("x" * 280 + " http://user:hunter2-hunter2-hunter2@host/api/of/mlflow"))
-    assert len(text) == 300
-    assert "hunter2" not in text
-    assert reason(OSError("http://user:hunter@2@host/a\n b")) == "http://host/a b"
-
-
-def test_faults_of_the_program_are_not_taken_for_the_stores(tracking_store: Path) -> None:
-    with pytest.raises(AttributeError) as raised:
-        tracking.deliver(None, tracking.open_store(tracking_uri()))  # type: ignore[arg-type]
-    assert not isinstance(raised.value, tracking.store_errors())
-
-
-def test_the_address_is_the_environments_or_the_projects(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
-    assert tracking_uri() == "http://tracking:5000"
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert tracking_uri() == f"sqlite:///{tracking.ROOT / 'mlflow.db'}"
-    assert Path(tracking_uri().removeprefix("sqlite:///")).is_absolute()
-
-
 def test_no_git_is_no_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "ROOT", tmp_path / "absent")
+    monkeypatch.setattr(mlflow_store, "CODE", tmp_path / "absent")
     assert git("rev-parse", "HEAD") == ""
     monkeypatch.setenv("PATH", str(tmp_path))
     assert git("rev-parse", "HEAD") == ""
@@ -330,7 +225,7 @@ def test_a_finished_run_makes_room_for_a_new_one(
     with tracked(folder=folder) as new:
         new.log(1, {"loss": 0.25})
     assert history(the_run().info.run_id) == [(1, 0.25)]
-    (aside,) = tracking.record_folders()
+    (aside,) = mlflow_store.record_folders()
     assert aside.parent.name == f"pretrain-f00d-{old._run.token[:8]}"
     assert opened(aside).run == old._run
 
@@ -344,7 +239,7 @@ def test_a_finished_run_whose_work_goes_on_is_the_same_run(
         run.log(1, {"loss": 0.5})
         run.log(2, {"loss": 0.25})
     assert history(the_run().info.run_id) == [(1, 0.5), (2, 0.25)]
-    assert tracking.record_folders() == []
+    assert mlflow_store.record_folders() == []
 
 
 def test_two_processes_cannot_have_one_record(tracking_store: Path) -> None:
@@ -370,100 +265,7 @@ def test_a_full_disk_at_the_end_does_not_hide_why_the_work_stopped(
     assert "could not be told how the run ended" in capsys.readouterr().err
 
 
-# answers that were lost
-
-
-def delivered_once(folder: Path) -> Record:
-    """A record of 1500 points, ended and delivered."""
-    with suppress(ZeroDivisionError), tracked(folder=folder) as run:
-        for step in range(1, 1501):
-            run.log(step, {"loss": math.nan if step == 7 else step / 8})
-        run.log(1500, {"up": math.inf, "down": -math.inf})
-        run.made("abc")
-        raise ZeroDivisionError
-    record = opened(folder)
-    assert record.delivered()
-    return record
-
-
-@pytest.mark.parametrize("lines_back", [None, 10, 1200])
-def test_calls_whose_answers_were_lost_are_made_again_without_harm(
-    lines_back: int | None, tracking_store: Path
-) -> None:
-    folder = tracking_store / "runs" / "x" / "record"
-    record = delivered_once(folder)
-    before = the_run()
-    if lines_back is None:
-        (folder / "sent.json").unlink()
-    else:
-        lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
-        record.acknowledge(
-            run_id="", params=0, metrics=sum(map(len, lines[:-lines_back])), tags={}, end=None
-        )
-    record.release()
-    record = opened(folder)
-    assert not record.delivered()
-    tracking.deliver(record, tracking.open_store(tracking_uri()))
-    assert record.delivered()
-    after = the_run()
-    assert after.info.run_id == before.info.run_id
-    assert after.info.end_time == before.info.end_time
-    assert after.data.tags == before.data.tags
-    points = history(after.info.run_id)
-    assert [step for step, _ in points] == list(range(1, 1501))
-    assert [step for step, value in points if math.isnan(value)] == [7]
-    assert len(history(after.info.run_id, "up")) == len(history(after.info.run_id, "down")) == 1
-
-
-def test_a_run_whose_end_may_have_arrived_is_running_again(tracking_store: Path) -> None:
-    folder = tracking_store / "runs" / "x" / "record"
-    record = delivered_once(folder)
-    record.acknowledge(end=None)  # the store was asked and its answer lost
-    record.reopen()
-    record.release()
-    with tracked(folder=folder):
-        eventually(lambda: the_run().info.status == "RUNNING")
-    assert the_run().info.status == "FINISHED"
-
-
 # servers that die, servers that are slow, stages that are killed
-
-
-class Server:
-    """A real ``mlflow server`` that can be killed and started again."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        command = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db"]
-        command += ["--artifacts-destination", str(self._folder / "artifacts")]
-        with (self._folder / "log").open("a") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, *command],
-                cwd=self._folder,
-                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        eventually(self._healthy)
-
-    def kill(self) -> None:
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-
-    def _healthy(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=1):
-                return True
-        except OSError:
-            return False
 
 
 @pytest.fixture(scope="module")
@@ -511,39 +313,7 @@ def test_a_server_killed_in_the_middle_gets_everything_once_and_in_order(
     assert output.err.count("warning: the MLflow store") == 1
     assert output.err.count("the MLflow store answers again") == 1
     assert output.out == "", "MLflow prints the server's address, which may hold a password"
-    assert tracking.record_folders() == []
-
-
-class Late(BaseHTTPRequestHandler):
-    """Passes requests on to the server ``behind`` and answers a second late.
-
-    ``answered`` holds the body of each request that was answered.
-    """
-
-    behind: str
-    answered: list[bytes]
-
-    def do_GET(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        request = urllib.request.Request(
-            self.behind + self.path, body or None, dict(self.headers), method=self.command
-        )
-        try:
-            with urllib.request.urlopen(request) as response:
-                status, content = response.status, response.read()
-        except urllib.error.HTTPError as error:
-            status, content = error.code, error.read()
-        time.sleep(1)
-        self.answered.append(body)
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    do_POST = do_PUT = do_PATCH = do_GET
-
-    def log_message(self, *arguments: object) -> None:
-        """Keep still."""
+    assert mlflow_store.record_folders() == []
 
 
 def test_a_slow_server_does_not_slow_the_work(
@@ -602,20 +372,21 @@ def test_a_run_deleted_by_its_user_stops_nothing(
     assert "make sync-runs" in error
     record = opened(run._record.folder)
     with pytest.raises(MlflowException) as raised:
-        tracking.deliver(record, tracking.open_store(tracking_uri()))
-    assert tracking.refused(raised.value)
+        mlflow_store.deliver(record, mlflow_store.open_store(tracking_uri()))
+    assert mlflow_store.refused(raised.value)
 
 
 CHILD = """
 import sys
 import time
 from pathlib import Path
-from pipeline import tracking
-tracking.RUN_IDS = Path(sys.argv[1], "runs", "run_ids.json")
-tracking.ROOT = Path(sys.argv[1])
+from benchmarks.mlflow_servers import Late, Server
+from pipeline import mlflow_store, tracking
+mlflow_store.RUN_IDS = Path(sys.argv[1], "runs", "run_ids.json")
+mlflow_store.ROOT = mlflow_store.CODE = Path(sys.argv[1])
 tracking.FLUSH_EVERY_S = 0.01
 first, last = int(sys.argv[2]), int(sys.argv[3])
-folder = tracking.RUN_IDS.parent / "pretrain-f00d" / "record"
+folder = mlflow_store.RUN_IDS.parent / "pretrain-f00d" / "record"
 with tracking.TrackedRun("pretrain", "oumvlp", "walks", {"seed": 0}, {}, folder=folder) as run:
     step = first
     while step != last:

@@ -103,6 +103,7 @@ def test_a_training_stage_writes_records_and_tells(
     }
     assert found.data.metrics["final_p"] == info["p"]
     assert found.data.tags["output_digest"] == sha256(checkpoint)
+    assert found.data.tags["data_fingerprint"] == stores["oumvlp"].digest()
     client = MlflowClient(tracking_uri())
     for name in ("loss", "active_share", "mean_distance", "lr", "p", "sequences_per_s"):
         points = client.get_metric_history(found.info.run_id, name)
@@ -279,6 +280,9 @@ def test_a_training_that_is_stopped_goes_on_to_the_same_bytes_in_the_same_run(
         )
         assert one == other
         assert [step for step, _ in one] == list(range(1, 13))
+    durations_s = [m.value for m in client.get_metric_history(parts.info.run_id, "duration_s")]
+    assert durations_s[0] > 0
+    assert durations_s == sorted(durations_s), "each part goes on from where the one before was"
 
 
 def leftovers(folder: Path) -> list[str]:

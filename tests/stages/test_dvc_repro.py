@@ -6,7 +6,7 @@ one before it left.
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
+from benchmarks.mlflow_servers import Server
 from pipeline.embedding_file import read_embeddings
 from pipeline.silhouette_store import SilhouetteStore
 from tests.small_project import Project, copy_project
@@ -95,7 +97,7 @@ def test_the_first_run_makes_everything(project: Project) -> None:
 
 
 def test_mlflow_holds_a_run_for_each_stage_with_its_curves(project: Project) -> None:
-    client = MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
+    client = project.mlflow()
     runs = {(r.data.tags["stage"], r.data.tags["dataset"]): r for r in project.mlflow_runs()}
     assert set(runs) == {
         ("pretrain", "oumvlp"),
@@ -181,28 +183,176 @@ def test_what_reruns_what(project: Project, change: dict[str, Any], reruns: set[
     assert project.repro() == reruns
 
 
+def _rows(project: Project, dataset: str = "casia_e") -> list[Run]:
+    """The evaluations of a dataset: rows of the table that answer with which settings it was."""
+    tags = {"stage": "evaluate", "dataset": dataset}
+    return [run for run in project.mlflow_runs() if tags.items() <= run.data.tags.items()]
+
+
+def _changed(before: Run, after: Run) -> set[str]:
+    names = before.data.params.keys() | after.data.params.keys()
+    return {n for n in names if before.data.params.get(n) != after.data.params.get(n)}
+
+
+def test_rows_differ_in_what_was_changed_and_share_what_was_not_run_again(
+    project: Project,
+) -> None:
+    first, cosine, tuned, pretrained, *_ = _rows(project)
+    assert _changed(first, cosine) == {
+        "evaluate.distance",
+        "runtime.workers",
+        "runtime.log_every",
+        "runtime.experiment",
+    }
+    assert _changed(cosine, tuned) == {"finetune.lr"}
+    assert _changed(tuned, pretrained) == {"pretrain.margin", "model.gem_p", "seed"}
+    finetune, pretrain = "upstream_finetune_run_id", "upstream_pretrain_run_id"
+    for name, same in ((finetune, (first, cosine)), (pretrain, (first, cosine, tuned))):
+        assert len({row.data.tags[name] for row in same}) == 1
+    assert cosine.data.tags[finetune] != tuned.data.tags[finetune]
+    assert tuned.data.tags[pretrain] != pretrained.data.tags[pretrain]
+    for row in (first, cosine, tuned, pretrained):
+        for stage in ("pretrain", "finetune"):
+            training = project.mlflow().get_run(row.data.tags[f"upstream_{stage}_run_id"])
+            assert training.data.metrics["final_p"] == pytest.approx(
+                row.data.metrics[f"p_{stage}"], abs=1e-6
+            )
+            duration_s = training.data.metrics["duration_s"]
+            assert row.data.metrics[f"duration_s_{stage}"] == duration_s > 0
+            assert f"/runs/{training.info.run_id})" in row.data.tags["mlflow.note.content"]
+        assert row.data.metrics["duration_s"] > 0
+        assert row.data.tags["data_fingerprint"] == training.data.tags["data_fingerprint"]
+        (data,) = row.inputs.dataset_inputs
+        assert (data.dataset.name, data.tags[0].value) == ("casia_e", "evaluation")
+
+
 def test_an_earlier_setting_is_restored_without_a_run(project: Project) -> None:
     project.change(data__casia_e__split="release")
     assert project.repro() == set()
 
 
+def test_what_dvc_restored_has_its_row_once(project: Project) -> None:
+    before = _rows(project)
+    own = before[-2]  # the last one was under the other split
+    assert own.data.params["data.casia_e.split"] == "release"
+    project.mlflow().delete_tag(own.info.run_id, "output_digest")  # as if made somewhere else
+    for _ in range(2):
+        project.run("python", "-m", "pipeline.restored")
+        assert len(_rows(project)) == len(before) + 1
+    new = _rows(project)[-1]
+    assert new.data.tags["restored"] == "true"
+    assert "restored" not in own.data.tags
+    assert new.data.params == own.data.params
+    assert {**new.data.metrics, "duration_s": own.data.metrics["duration_s"]} == own.data.metrics
+    linked = {"upstream_finetune_run_id", "upstream_pretrain_run_id", "data_fingerprint"}
+    assert {n: new.data.tags[n] for n in linked} == {n: own.data.tags[n] for n in linked}
+
+
+def test_queued_experiments_have_named_rows_in_the_projects_store(project: Project) -> None:
+    project.run("git", "add", "-A")
+    project.run("git", "commit", "-q", "-m", "as it is")
+    before = {run.info.run_id for run in project.mlflow_runs()}
+    for name, change in (
+        ("tuned", "finetune.lr=0.002"),
+        ("as-before", "data.casia_e.split=opengait"),
+    ):
+        project.run("dvc", "exp", "run", "--queue", "-n", name, "-S", change)
+    project.run("dvc", "exp", "run", "--run-all")
+    ran = [run for run in project.mlflow_runs() if run.info.run_id not in before]
+    assert {(run.info.run_name, run.data.tags["dvc_exp"]) for run in ran} == {
+        ("finetune-casia_e (tuned)", "tuned"),
+        ("evaluate-casia_e (tuned)", "tuned"),
+    }
+    training, row = ran
+    assert training.info.status == row.info.status == "FINISHED"
+    assert row.data.params["finetune.lr"] == "0.002"
+    assert row.data.tags["upstream_finetune_run_id"] == training.info.run_id
+    assert row.data.tags["upstream_pretrain_run_id"] in before
+    for run in ran:
+        assert project.mlflow().list_artifacts(run.info.run_id)
+        assert run.info.artifact_uri.startswith((project.folder / "mlartifacts").as_uri())
+
+    project.run("python", "-m", "pipeline.restored")  # the other one ran nothing
+    *_, restored = _rows(project)
+    assert restored.info.run_name == "evaluate-casia_e (as-before)"
+    assert restored.data.tags["restored"] == "true"
+    assert restored.data.params["data.casia_e.split"] == "opengait"
+    (made,) = [
+        run
+        for run in _rows(project)
+        if run.data.params["data.casia_e.split"] == "opengait" and run.info.run_id in before
+    ]
+    assert restored.data.metrics["NM_rank1"] == made.data.metrics["NM_rank1"]
+    name = "upstream_finetune_run_id"
+    assert restored.data.tags[name] == made.data.tags[name]
+
+
 @pytest.fixture
 def raw(project: Project, tmp_path: Path) -> Path:
     """The release of the OUMVLP walkers at another place, to be changed by a test."""
-    return Path(shutil.copytree(project.folder.parent / "release", tmp_path / "oumvlp"))
+    home = tmp_path / "home" / "jane-doe"
+    return Path(shutil.copytree(project.folder.parent / "release", home / "oumvlp"))
 
 
-def test_data_elsewhere_needs_no_walkers_and_reruns_the_dataset(
-    project: Project, raw: Path
+@pytest.fixture
+def server(migrated_database: Path, tmp_path: Path) -> Iterator[Server]:
+    folder = tmp_path / "server"
+    folder.mkdir()
+    shutil.copy(migrated_database, folder / "mlflow.db")
+    started = Server(folder)
+    started.start()
+    yield started
+    started.kill()
+
+
+def test_data_elsewhere_reruns_the_dataset_and_neither_place_nor_secrets_are_written_down(
+    project: Project, raw: Path, server: Server
 ) -> None:
     (raw / "Silhouette_090-00.7z").unlink()  # so that something changes
     project.change(data__oumvlp__root=str(raw))
     shutil.rmtree(project.folder / "synthetic/release/oumvlp")
-    ran = project.repro()
+    secrets = {
+        "OUMVLP_PASSWORD": "open-sesame-1",
+        "CASIA_E_PASSWORD": "open-sesame-2",
+        "MLFLOW_TRACKING_TOKEN": "open-sesame-3",
+    }
+    address = server.uri.replace("://", "://jane-doe:open-sesame-4@")
+    done = project.run("dvc", "repro", MLFLOW_TRACKING_URI=address, **secrets)
+    ran = set(re.findall(r"^Running stage '([^']+)'", done.stdout, re.MULTILINE))
     assert ran == {"ingest@oumvlp", "normalize@oumvlp", "describe@oumvlp"} | OUMVLP | CASIA_E
-    for run in project.mlflow_runs():
-        values = [*run.data.params.values(), *run.data.tags.values()]
-        assert not any(str(raw.parent) in value for value in values)
+    client = MlflowClient(server.uri)
+    ids = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(ids)
+    assert len(runs) == 4
+    assert {run.data.params["data.oumvlp.root"] for run in runs} == {"oumvlp"}
+    assert "open-sesame" not in done.stdout + done.stderr
+
+    names = ("dvc.lock", "data", "embeddings", "mlartifacts", "mlflow.db", "models", "reports")
+    places = [project.folder / name for name in (*names, "runs")] + [raw.parents[2] / "server"]
+    files = [f for place in places for f in (place, *place.rglob("*")) if f.is_file()]
+    assert len(files) > 50
+    for file in files:
+        content = file.read_bytes()
+        assert b"open-sesame" not in content, file
+        if file.name != "dvc.lock":
+            assert b"jane-doe" not in content, file
+    # DVC notes where its inputs lie; a link below the project hides that, see the README
+    lock = (project.folder / "dvc.lock").read_text(encoding="utf-8")
+    told = [line.strip() for line in lock.splitlines() if "jane-doe" in line]
+    assert set(told) == {f"- path: {raw}", f"root: {raw}"}
+
+
+def test_a_link_below_the_project_keeps_an_absolute_path_out_of_the_lock(
+    project: Project, raw: Path
+) -> None:
+    link = project.folder / "raw" / "oumvlp"
+    link.parent.mkdir()
+    link.symlink_to(raw)
+    project.change(data__oumvlp__root="raw/oumvlp")
+    project.run("dvc", "repro", "normalize@oumvlp")
+    lock = (project.folder / "dvc.lock").read_text(encoding="utf-8")
+    assert "path: raw/oumvlp" in lock
+    assert "jane-doe" not in lock
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from dvc.repo import Repo
 
+from pipeline.evaluation_run import NEVER_BEHIND
 from pipeline.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -15,9 +16,12 @@ PLUMBING = {
     "pipeline/__init__.py",
     "pipeline/arguments.py",
     "pipeline/cluster.py",
+    "pipeline/data_inputs.py",
     "pipeline/errors.py",
+    "pipeline/evaluation_run.py",
     "pipeline/files.py",
     "pipeline/memory.py",
+    "pipeline/mlflow_store.py",
     "pipeline/prefetching.py",
     "pipeline/processes.py",
     "pipeline/profiling.py",
@@ -177,6 +181,27 @@ def test_every_leaf_of_params_is_read_by_a_stage(stages: dict[str, Any]) -> None
     declared = {param for stage in stages.values() for param in _params(stage)}
     unread = {leaf for leaf in _leaves() if not any(_under(leaf, param) for param in declared)}
     assert not unread
+
+
+def test_a_row_of_mlflow_is_told_apart_by_the_settings_behind_its_report(
+    stages: dict[str, Any],
+) -> None:
+    makers = {out.def_path: name for name, stage in stages.items() for out in stage.outs}
+
+    def behind(name: str) -> set[str]:
+        """A stage and all whose outputs it needs."""
+        needed = {name}
+        for path in (dep.def_path for dep in stages[name].deps):
+            for above in (path, *map(str, Path(path).parents)):
+                if above in makers:
+                    needed |= behind(makers[above])
+        return needed
+
+    for dataset, never in NEVER_BEHIND.items():
+        declared = {p for name in behind(f"evaluate@{dataset}") for p in _params(stages[name])}
+        leaves = Settings.load(ROOT / "params.yaml").flat()
+        read = {leaf for leaf in leaves if any(_under(leaf, param) for param in declared)}
+        assert {leaf for leaf in leaves if not leaf.startswith(never)} == read, dataset
 
 
 def test_runtime_is_declared_by_no_stage(stages: dict[str, Any]) -> None:

@@ -99,10 +99,11 @@ def curves(project: Project) -> dict[str, list[tuple[int, float]]]:
     (run,) = project.mlflow_runs()
     assert run.info.status == "FINISHED"
     client = MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
-    timed = {"sequences_per_s", "waiting_share"}
+    timed = {"sequences_per_s", "waiting_share", "duration_s"}
     return {
         name: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)]
         for name in set(run.data.metrics) - timed
+        if not name.startswith("system/")
     }
 
 

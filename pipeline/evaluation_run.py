@@ -1,0 +1,55 @@
+"""The run of an evaluation: one row of MLflow's table says which settings gave which result."""
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.data_inputs import data_inputs
+from pipeline.files import fingerprint, sha256
+from pipeline.mlflow_store import DATA_TAG
+from pipeline.settings import Dataset, Settings
+from pipeline.tracking import TrackedRun, without_home
+
+PARTS = ("metrics.json", "tables", "figures")
+"""What of a report becomes artifacts."""
+
+NEVER_BEHIND = {"oumvlp": ("runtime.", "data.casia_e.", "finetune."), "casia_e": ("runtime.",)}
+"""Settings that no stage behind a dataset's report reads, by how their names begin."""
+
+
+def evaluation_run(
+    dataset: Dataset,
+    settings: Settings,
+    made_by: dict[str, str],
+    catalogue: Path,
+    tags: dict[str, str] | None = None,
+) -> TrackedRun:
+    """The run of a dataset's evaluation; ``made_by`` is the metadata of its embeddings."""
+    return TrackedRun(
+        "evaluate",
+        dataset,
+        settings.runtime.experiment,
+        settings.flat(),
+        {made_by["stage"]: made_by["checkpoint"]},
+        {DATA_TAG: made_by["silhouettes"], **(tags or {})},
+        inputs=data_inputs(dataset, catalogue, "evaluation"),
+    )
+
+
+def record_report(
+    run: TrackedRun, dataset: Dataset, settings: Settings, report: Path, metrics: dict[str, float]
+) -> None:
+    """Give ``run`` the figures of a report, its files, and the digest that it is found by."""
+    run.log(0, metrics)
+    for part in PARTS:
+        run.artifact(report / part)
+    run.made(result_digest(dataset, settings.flat(), report / "metrics.json"))
+
+
+def result_digest(dataset: Dataset, params: dict[str, Any], metrics: Path) -> str:
+    """Fingerprint of a result: what was found, under which settings (`Settings.flat`)."""
+    behind = {
+        name: value
+        for name, value in without_home(params).items()
+        if not name.startswith(NEVER_BEHIND[dataset])
+    }
+    return fingerprint({"dataset": dataset, "params": behind, "metrics": sha256(metrics)})

@@ -1,0 +1,340 @@
+"""The MLflow store: where it lies, and how a run's record gets there.
+
+``pipeline.run_record`` holds what is to be sent, ``pipeline.tracking`` decides when.
+"""
+
+import json
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from pipeline.files import write_json
+from pipeline.run_record import Record
+
+# read when mlflow is imported or first called: no telemetry, no address (it may hold a password)
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+# MLflow would repeat a request whose answer was lost, and so make a second run
+os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+
+CODE = Path(__file__).resolve().parent.parent
+"""The folder of this code: the project, or a copy of it that DVC runs an experiment in."""
+
+
+def project_of(code: Path) -> Path:
+    """The project that ``code`` is, or is a copy of.
+
+    `dvc exp run --temp` and `dvc queue` run in copies below the project's .dvc/tmp/exps, and delete
+    them: what is to stay belongs to the project.
+    """
+    for above in code.parents:
+        if code.is_relative_to(above / ".dvc" / "tmp" / "exps"):
+            return above
+    return code
+
+
+ROOT = project_of(CODE)
+RUN_IDS = ROOT / "runs" / "run_ids.json"
+"""Which run made which output, by the output's digest; no stage depends on it."""
+
+BATCH = 1000  # metrics in one call, MLflow's limit
+PARAMS_BATCH = 100
+SQLITE = "sqlite:///"
+TOKEN_TAG = "record"
+"""By this tag a run is found whose making the store has not confirmed."""
+OUTPUT_TAG = "output_digest"
+"""The digest of what a run made: by it the runs that build on it find the run."""
+DURATION = "duration_s"
+"""Metric: how long the work of a run took, without the times that it lay stopped (seconds)."""
+DATA_TAG = "data_fingerprint"
+"""The digest of the silhouettes that a run worked on."""
+NOTE_TAG = "mlflow.note.content"
+"""The UI shows it as the run's description, Markdown and all."""
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""The UI opens on training runs instead of prompts and traces."""
+
+
+def tracking_uri() -> str:
+    """``MLFLOW_TRACKING_URI``, or the SQLite file at the project's root."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{ROOT / 'mlflow.db'}"
+
+
+def run_id_of(digest: str) -> str:
+    """The run that made an output, or an empty string where it is not known here."""
+    return _run_ids().get(digest, "")
+
+
+def record_folders() -> list[Path]:
+    """Where runs that the store may not have got in full have their records."""
+    return [path.parent for path in RUN_IDS.parent.glob("*/record/run.json")]
+
+
+def open_store(uri: str) -> Any:
+    """A client of MLflow's for ``deliver``; raises ``store_errors()``."""
+    from mlflow.tracking import MlflowClient
+
+    for name in ("mlflow", "alembic"):  # the import has set them to tell of every migration
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if not uri.startswith(SQLITE):
+        return MlflowClient(uri)
+    # whoever opens a new file first fills it with tables, and two at once leave it unusable
+    with FileLock(uri.removeprefix(SQLITE) + ".lock"):
+        return MlflowClient(uri)
+
+
+def store_errors() -> tuple[type[Exception], ...]:
+    """What is raised where a store does not answer, or refuses; the import takes seconds."""
+    import requests
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return (
+        MlflowException,
+        SQLAlchemyError,
+        requests.RequestException,
+        json.JSONDecodeError,  # a login page in place of an answer
+        OSError,
+    )
+
+
+def refused(error: Exception) -> bool:
+    """Whether the store did answer: it does not take this run, deleted by its user, say."""
+    from mlflow.exceptions import MlflowException
+
+    return isinstance(error, MlflowException) and error.get_http_status_code() < 500
+
+
+def reason(error: Exception) -> str:
+    """An error's text on one line, cut and without credentials."""
+    return re.sub(r"//[^/\s]*@", "//", " ".join(str(error).split()))[:300]
+
+
+def deliver(record: Record, client: Any) -> None:
+    """Send all that is on the disk and not sent, in order; raises ``store_errors()``.
+
+    Each answer is remembered before the next call. A call whose answer was lost is made again
+    without harm: the run is found by its token, and the store knows a point that it has by its
+    time, step and value.
+    """
+    end = record.end  # first: whatever belongs to the run was there before
+    if not record.sent.run_id:
+        record.acknowledge(run_id=_find_or_make(record, client))
+    remember_output(record)
+    if end is None and record.sent.end_begun:
+        client.update_run(record.sent.run_id, "RUNNING")
+        record.acknowledge(end_begun=False, end=None)
+    _send_params(record, client)
+    _send_inputs(record, client)
+    _send_metrics(record, client)
+    _send_links(record, client, last=end is not None)
+    _send_tags(record, client)
+    for artifact in record.unsent_artifacts():
+        client.log_artifact(record.sent.run_id, str(artifact.file), artifact.folder)
+        artifact.file.unlink()
+    if end is not None and end != record.sent.end:
+        record.acknowledge(end_begun=True)
+        client.set_terminated(record.sent.run_id, end.status, end.time_ms)
+        record.acknowledge(end=end)
+    _send_model(record, client)  # last: who does not register it has the run all the same
+
+
+def _send_params(record: Record, client: Any) -> None:
+    from mlflow.entities import Param
+
+    params = [Param(name, value) for name, value in sorted(record.run.params.items())]
+    for first in range(record.sent.params, len(params), PARAMS_BATCH):
+        batch = params[first : first + PARAMS_BATCH]
+        client.log_batch(record.sent.run_id, params=batch)
+        record.acknowledge(params=first + len(batch))
+
+
+def _send_inputs(record: Record, client: Any) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    if not record.run.inputs or record.sent.inputs:
+        return
+    inputs = []
+    for data in record.run.inputs:
+        # what a MetaDataset becomes on its way, and the counts, for which that has no room
+        source = json.dumps({"uri": data.folder})
+        dataset = Dataset(data.name, data.digest, "local", source, profile=json.dumps(data.counts))
+        inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", data.used_for)]))
+    client.log_inputs(record.sent.run_id, inputs)
+    record.acknowledge(inputs=True)
+
+
+def _send_metrics(record: Record, client: Any) -> None:
+    from mlflow.entities import Metric
+
+    while record.sent.metrics < record.kept:
+        points, end = record.unsent_points(BATCH)
+        client.log_batch(record.sent.run_id, metrics=[Metric(*point) for point in points])
+        record.acknowledge(metrics=end)
+
+
+def _send_links(record: Record, client: Any, last: bool) -> None:
+    """Name the runs that this one builds on: as tags, in the note as links, and how long each took.
+
+    They are looked for when a run begins and, as those not found may have arrived since, when it
+    ends.
+    """
+    from mlflow.entities import Metric
+
+    upstream, sent = record.run.upstream, record.sent.tags
+    if all(_link_tag(stage) in sent for stage in upstream) or (sent and not last):
+        return
+    runs = _runs_behind(client, upstream)
+    if not runs:
+        return
+    durations = [
+        Metric(f"{DURATION}_{stage}", run.data.metrics[DURATION], record.run.start_ms, 0)
+        for stage, run in runs.items()
+        if DURATION in run.data.metrics
+    ]
+    client.log_batch(record.sent.run_id, metrics=durations)
+    tags = {_link_tag(stage): str(run.info.run_id) for stage, run in runs.items()}
+    links = [
+        f"- [{run.info.run_name}](#/experiments/{run.info.experiment_id}/runs/{run.info.run_id})"
+        for run in runs.values()
+    ]
+    tags[NOTE_TAG] = "\n".join(["Builds on", "", *links])
+    _send_new_tags(record, client, tags)
+
+
+def _link_tag(stage: str) -> str:
+    return f"upstream_{stage}_run_id"
+
+
+def _runs_behind(client: Any, upstream: dict[str, str]) -> dict[str, Any]:
+    """The run of each stage in ``upstream`` (name and digest), and of those that it builds on.
+
+    First comes what ran first; a run that the store does not have is left out, with those behind.
+    """
+    behind: dict[str, Any] = {}
+    for stage, digest in upstream.items():
+        run = _run_that_made(client, digest)
+        if run is not None:
+            found = {re.fullmatch(r"upstream_(.+)_digest", name): name for name in run.data.tags}
+            further = {m[1]: run.data.tags[name] for m, name in found.items() if m is not None}
+            behind |= _runs_behind(client, further) | {stage: run}
+    return behind
+
+
+def _run_that_made(client: Any, digest: str) -> Any:
+    """The run that made the output with this digest, here or elsewhere; None if none is known."""
+    from mlflow.exceptions import MlflowException
+
+    run_id = run_id_of(digest)
+    if run_id:
+        try:
+            return client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise  # otherwise the id is that of another store
+    found = find_runs(client, f"tags.{OUTPUT_TAG} = '{digest}'", most=1)
+    return found[0] if found else None
+
+
+def find_runs(client: Any, condition: str, most: int = 50_000) -> list[Any]:
+    """Runs of any experiment, the last one first, deleted ones included.
+
+    ``condition`` is in MLflow's words, and 50 000 are the most that it finds at once.
+    """
+    from mlflow.entities import ViewType
+
+    return list(
+        client.search_runs(
+            [experiment.experiment_id for experiment in client.search_experiments()],
+            condition,
+            run_view_type=ViewType.ALL,
+            max_results=most,
+            order_by=["attributes.start_time DESC"],
+        )
+    )
+
+
+def waiting_tags() -> list[dict[str, str]]:
+    """The tags of each run that waits here to be sent."""
+    files = [folder / "tags.json" for folder in record_folders()]
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+
+def _send_tags(record: Record, client: Any) -> None:
+    _send_new_tags(record, client, _tags(record))
+
+
+def _send_new_tags(record: Record, client: Any, tags: dict[str, str]) -> None:
+    from mlflow.entities import RunTag
+
+    changed = [RunTag(*tag) for tag in tags.items() if tag not in record.sent.tags.items()]
+    if changed:
+        client.log_batch(record.sent.run_id, tags=changed)
+        record.acknowledge(tags={**record.sent.tags, **tags})
+
+
+def _send_model(record: Record, client: Any) -> None:
+    model = record.unsent_model()
+    if model is None:
+        return
+    from pipeline.registry import send_model  # imports torch
+
+    experiment = _experiment_id(client, record.run.experiment)
+    send_model(client, experiment, record.sent.run_id, record.run, model)
+    shutil.rmtree(model)
+
+
+def _find_or_make(record: Record, client: Any) -> str:
+    run = record.run
+    experiment = _experiment_id(client, run.experiment)
+    found = client.search_runs([experiment], f"tags.{TOKEN_TAG} = '{run.token}'", max_results=1)
+    if not found:
+        found = [client.create_run(experiment, run.start_ms, _tags(record), run.name)]
+    return str(found[0].info.run_id)
+
+
+def _experiment_id(client: Any, name: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    # a server keeps artifacts where it likes; the file beside us keeps them beside it
+    local = client.tracking_uri.startswith(SQLITE)
+    location = (ROOT / "mlartifacts").as_uri() if local else None
+    try:
+        return str(client.create_experiment(name, location, EXPERIMENT_TAGS))
+    except MlflowException:  # another stage was quicker
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            raise
+        return str(found.experiment_id)
+
+
+def _tags(record: Record) -> dict[str, str]:
+    """All tags of a run but those of its links."""
+    upstream = {f"upstream_{stage}_digest": digest for stage, digest in record.run.upstream.items()}
+    tags = {**record.tags, **upstream, TOKEN_TAG: record.run.token}
+    return {name: value for name, value in tags.items() if value}
+
+
+def remember_output(record: Record) -> None:
+    """Note the run under the digest of what it made, if both are known."""
+    digest, run_id = record.tags.get(OUTPUT_TAG), record.sent.run_id
+    if not digest or not run_id or run_id_of(digest) == run_id:
+        return
+    RUN_IDS.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(RUN_IDS.with_suffix(".lock")):
+        write_json(RUN_IDS, {**_run_ids(), digest: run_id})
+
+
+def _run_ids() -> dict[str, str]:
+    if not RUN_IDS.exists():
+        return {}
+    ids: dict[str, str] = json.loads(RUN_IDS.read_text(encoding="utf-8"))
+    return ids
