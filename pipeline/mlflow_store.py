@@ -141,7 +141,8 @@ def deliver(record: Record, client: Any) -> None:
         record.acknowledge(end_begun=True)
         client.set_terminated(record.sent.run_id, end.status, end.time_ms)
         record.acknowledge(end=end)
-    _send_model(record, client)  # last: who does not register it has the run all the same
+    if end is not None:  # last: a store that takes no models has the run all the same
+        _send_model(record, client)
 
 
 def _send_params(record: Record, client: Any) -> None:
