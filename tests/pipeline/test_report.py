@@ -11,7 +11,7 @@ import pytest
 from pipeline.evaluation import Evaluation
 from pipeline.layouts.casia_e_release import CasiaERelease
 from pipeline.layouts.oumvlp_release import OumvlpRelease
-from pipeline.report import result_text, write_report
+from pipeline.report import result_text, write_report, written_metrics
 
 VIEWS = ["000", "090"]
 
@@ -53,6 +53,7 @@ def test_a_report_of_three_conditions(tmp_path: Path, capsys: pytest.CaptureFixt
     assert flat["CL_rank1"] == 20.0
     assert metrics["protocol"]["refused_test_sequences"] == 3
     assert flat["p_finetune"] == 6.0
+    assert written_metrics(folder) == flat
     table = pd.read_csv(folder / "tables/rank1_bg.csv", dtype={"probe view": str})
     assert table["probe view"].tolist() == VIEWS
     assert table.loc[0, "090"] == 41.0
@@ -77,6 +78,7 @@ def test_a_single_condition_needs_no_name(tmp_path: Path) -> None:
     )
     assert flat["rank1"] == 0.0
     assert flat["rank5"] == 1.0
+    assert written_metrics(tmp_path / "r") == flat
     assert (tmp_path / "r/tables/rank1_all.csv").exists()
 
 

@@ -209,6 +209,21 @@ def test_a_run_that_failed_goes_on_as_the_same_run(tracking_store: Path) -> None
     assert not folder.parent.exists()
 
 
+def test_in_a_copy_that_dvc_deletes_nothing_waits_and_the_experiment_is_named(
+    tracking_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tracking_store / ".dvc" / "tmp" / "exps" / "tmp1"
+    monkeypatch.setattr(mlflow_store, "CODE", copy)
+    monkeypatch.setenv("DVC_EXP_NAME", "brave-walk")
+    folder = copy / "runs" / "pretrain-f00d" / "record"
+    fail_after(tracked(folder=folder), range(1, 3))
+    assert the_run().info.run_name == "pretrain-oumvlp (brave-walk)"
+    assert the_run().data.tags["dvc_exp"] == "brave-walk"
+    assert the_run().info.status == "FAILED"
+    assert not folder.exists()
+    assert mlflow_store.record_folders() == []
+
+
 def finished_and_not_delivered(folder: Path, monkeypatch: pytest.MonkeyPatch) -> TrackedRun:
     with monkeypatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", unreachable(folder))
