@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,8 @@ def deliver(record: Record, client: Any) -> None:
         record.acknowledge(end_begun=True)
         client.set_terminated(record.sent.run_id, end.status, end.time_ms)
         record.acknowledge(end=end)
+    if end is not None:  # last: a store that takes no models has the run all the same
+        _send_model(record, client)
 
 
 def _send_params(record: Record, client: Any) -> None:
@@ -274,6 +277,17 @@ def _send_new_tags(record: Record, client: Any, tags: dict[str, str]) -> None:
     if changed:
         client.log_batch(record.sent.run_id, tags=changed)
         record.acknowledge(tags={**record.sent.tags, **tags})
+
+
+def _send_model(record: Record, client: Any) -> None:
+    model = record.unsent_model()
+    if model is None:
+        return
+    from pipeline.registry import send_model  # imports torch
+
+    experiment = _experiment_id(client, record.run.experiment)
+    send_model(client, experiment, record.sent.run_id, record.run, model)
+    shutil.rmtree(model)
 
 
 def _find_or_make(record: Record, client: Any) -> str:

@@ -22,8 +22,6 @@ DATASET = "casia_e"
 HEADLINE = re.compile("rank1|[A-Z]+_rank1")
 """The metrics whose mean decides: rank-1 of the first protocol, of its only condition or of each
 (NM_rank1, BG_rank1, CL_rank1)."""
-FINGERPRINT = "data_fingerprint"
-"""Tag of an evaluation: which silhouettes were embedded."""
 
 
 def main() -> None:
@@ -137,7 +135,7 @@ def _upstream(run: Any) -> list[str]:
 def _conditions(run: Any) -> tuple[str, dict[str, str]]:
     """What must be alike for two evaluations to be compared."""
     settings = {n: v for n, v in run.data.params.items() if n.startswith("evaluate.")}
-    return run.data.tags.get(FINGERPRINT, ""), settings
+    return run.data.tags.get(mlflow_store.DATA_TAG, ""), settings
 
 
 def _all(search: Any, *arguments: Any) -> list[Any]:

@@ -10,6 +10,7 @@ import errno
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -162,6 +163,15 @@ class TrackedRun:
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Copy a file, or a folder with all that is in it, to the run's artifacts."""
         self._record.add_artifact(path, folder)
+
+    def model(self, checkpoint: Path) -> None:
+        """Log a checkpoint's network as a model, which MLflow can load and serve."""
+        from pipeline.model_folder import write_model  # imports torch
+
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name, "model")
+            write_model(folder, checkpoint)
+            self._record.add_model(folder)
 
     def made(self, output: str) -> None:
         """Remember that this run made the output with this digest."""

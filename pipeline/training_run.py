@@ -500,6 +500,7 @@ def _record_result(run: TrackedRun, folder: Path, steps: int) -> None:
     checkpoint = folder / CHECKPOINT
     for path in (checkpoint, folder / HISTORY):
         run.artifact(path)
+    run.model(checkpoint)
     p = read_checkpoint(checkpoint)[2]["p"]
     if p is not None:
         run.log(steps, {"final_p": p})

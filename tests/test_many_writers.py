@@ -112,7 +112,7 @@ def postgresql() -> Iterator[str]:
 
     Nobody but us reaches it: a socket in a folder of ours, no port. Skips where it cannot run.
     """
-    pytest.importorskip("psycopg2", reason="psycopg2 is not installed (extra postgres)")
+    pytest.importorskip("psycopg", reason="psycopg is not installed (extra postgres)")
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if not found:
         pytest.skip("no PostgreSQL here (Debian's package postgresql)")
@@ -142,7 +142,7 @@ def postgresql() -> Iterator[str]:
         run("pg_ctl", "-D", data, "-l", f"{name}/log", "-o", options, "-w", "start")
         try:
             run("createdb", "-h", name, "-U", "gaitgl", "mlflow")
-            yield f"postgresql+psycopg2://gaitgl@/mlflow?host={name}"
+            yield f"postgresql://gaitgl@/mlflow?host={name}"
         finally:
             run("pg_ctl", "-D", data, "-m", "immediate", "-w", "stop")
 

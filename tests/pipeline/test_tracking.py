@@ -13,8 +13,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from benchmarks.mlflow_servers import Late, Server
-from pipeline import mlflow_store, tracking
+from pipeline import mlflow_store, registry, sync_runs, tracking
 from pipeline.errors import PipelineError, Stopped
+from pipeline.files import sha256
 from pipeline.mlflow_store import run_id_of, tracking_uri
 from pipeline.run_record import open_record
 from pipeline.tracking import TrackedRun, git
@@ -331,6 +332,49 @@ def test_a_server_killed_in_the_middle_gets_everything_once_and_in_order(
     assert mlflow_store.record_folders() == []
 
 
+def test_a_model_waits_for_a_server_that_is_away(
+    served: Server, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "LAST_TRY_S", 0.1)
+    monkeypatch.setattr(tracking, "LAST_WAIT_S", 0.1)
+    served.kill()
+    with tracked() as run:
+        run.log(1, {"loss": 0.5})
+        run.model(checkpoint)
+    eventually(lambda: not run._sender._thread.is_alive())  # it lets go of the record
+    (folder,) = mlflow_store.record_folders()
+    assert (folder / "model" / "MLmodel").exists()
+    served.start()
+    sync_runs.main()
+    assert mlflow_store.record_folders() == []
+    client = MlflowClient(tracking_uri())
+    version = client.get_model_version_by_alias("gaitgl", "pretrained")
+    assert version.tags["checkpoint"] == sha256(checkpoint)
+    assert client.get_run(version.run_id).info.status == "FINISHED"
+
+
+def test_a_store_that_takes_no_models_has_the_run_all_the_same(
+    tracking_store: Path,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(*_: object) -> None:
+        raise MlflowException("you may not register models")
+
+    monkeypatch.setattr(registry, "send_model", refuse)
+    with tracked() as run:
+        run.log(1, {"loss": 0.5})
+        run.model(checkpoint)
+    assert found(run).info.status == "FINISHED"
+    assert history(run.run_id) == [(1, 0.5)]
+    told = capsys.readouterr().err
+    assert "you may not register models" in told
+    assert "make sync-runs sends them" in told
+    (folder,) = mlflow_store.record_folders()
+    assert (folder / "model" / "MLmodel").exists()
+
+
 def test_a_slow_server_does_not_slow_the_work(
     served: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -396,7 +440,7 @@ import sys
 import time
 from pathlib import Path
 from benchmarks.mlflow_servers import Late, Server
-from pipeline import mlflow_store, tracking
+from pipeline import mlflow_store, registry, sync_runs, tracking
 mlflow_store.RUN_IDS = Path(sys.argv[1], "runs", "run_ids.json")
 mlflow_store.ROOT = mlflow_store.CODE = Path(sys.argv[1])
 tracking.FLUSH_EVERY_S = 0.01

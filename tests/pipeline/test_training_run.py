@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from mlflow.artifacts import download_artifacts
 from mlflow.tracking import MlflowClient
 
 from gaitgl.model import GaitGL, GaitGLConfig
@@ -20,7 +21,9 @@ from pipeline.errors import PipelineError, Stopped
 from pipeline.files import sha256
 from pipeline.layouts.oumvlp_release import OumvlpRelease
 from pipeline.mlflow_store import tracking_uri
+from pipeline.model_folder import open_model, read_network
 from pipeline.protocols import write_protocols
+from pipeline.pyfunc import Embedder
 from pipeline.settings import Dataset, Settings
 from pipeline.silhouette_store import SilhouetteStore
 from pipeline.training import Step
@@ -113,6 +116,14 @@ def test_a_training_stage_writes_records_and_tells(
             assert [point.value for point in points] == history[name].tolist()
     kept = {item.path for item in client.list_artifacts(found.info.run_id)}
     assert kept == {"checkpoint.safetensors", "history.csv"}
+
+    version = client.get_model_version_by_alias("gaitgl", "pretrained")
+    assert version.run_id == found.info.run_id
+    assert version.tags["checkpoint"] == sha256(checkpoint)
+    logged = Path(download_artifacts("models:/gaitgl@pretrained"))
+    silhouettes = stores["oumvlp"].read(0)[None]
+    expected = Embedder(read_network(checkpoint)).predict(silhouettes)
+    assert (open_model(logged).predict(silhouettes) == expected).all()
 
 
 def test_files_depend_on_settings_and_inputs_alone(
@@ -436,6 +447,7 @@ def test_a_result_that_dvc_did_not_live_to_note_is_taken_over(
     assert "ended just before DVC was killed" in capsys.readouterr().err
     assert files(tmp_path / "model") == made
     assert len(runs()) == 1
+    assert len(MlflowClient(tracking_uri()).search_model_versions()) == 1
 
 
 def test_a_missing_compiler_is_said_and_the_training_goes_on_without(

@@ -109,6 +109,22 @@ def test_mlflow_holds_a_run_for_each_stage_with_its_curves(project: Project) -> 
     assert {"index.html", "figures", "tables", "metrics.json"} <= shown
 
 
+def test_each_training_is_a_version_and_the_evaluated_one_is_promoted(project: Project) -> None:
+    versions = {v.tags["stage"]: v for v in project.mlflow().search_model_versions()}
+    aliases = project.mlflow().get_registered_model("gaitgl").aliases
+    assert {alias: int(version) for alias, version in aliases.items()} == {
+        "pretrained": int(versions["pretrain"].version),
+        "finetuned": int(versions["finetune"].version),
+    }
+    told = project.run("python", "-m", "pipeline.promote").stdout
+    silhouettes = SilhouetteStore(project.folder / "data/casia_e/silhouettes").digest()
+    assert f"(silhouettes {silhouettes[:12]}, cmc_ranks 20, distance euclidean)" in told
+    conditions = [project.metrics("casia_e")[name]["rank1"] for name in ("NM", "BG", "CL")]
+    assert f"{np.mean(conditions):6.2f} %  finetune" in told
+    champion = project.mlflow().get_model_version_by_alias("gaitgl", "champion")
+    assert champion.run_id == versions["finetune"].run_id
+
+
 def _leaves(project: Project) -> list[str]:
     tree = yaml.safe_load((project.folder / "params.yaml").read_text(encoding="utf-8"))
 
