@@ -73,6 +73,8 @@ class Compared:
         it is: [p, R], NaN where a probe has fewer."""
         found = self.verification
         distances = found.genuine_distances
+        if not len(found.thresholds):  # nor is there any pair
+            return np.full(distances.shape, np.nan)
         threshold = np.searchsorted(found.thresholds, np.nan_to_num(distances))
         far = found.impostors[threshold] / max(self.impostor_pairs, 1)
         return np.where(np.isnan(distances), np.nan, far)
@@ -99,6 +101,22 @@ def compare(
         cross.add(block)
         verification.add(block)
     return Compared(first.result(), cross.result(), verification.result())
+
+
+def first_match(
+    keys: pd.DataFrame,
+    embeddings: Embeddings | Tensor,
+    protocol: Protocol,
+    condition: str,
+    method: Method,
+) -> FirstMatch:
+    """Of ``compare``, what each view's gallery tells, and nothing else."""
+    pairs = _pairs(keys, embeddings, protocol, condition)
+    first = FirstMatchPass(pairs)
+    blocks = _blocks(embeddings, pairs, method, f"{protocol.title}, {condition}")
+    for block in right_and_wrong(pairs, blocks):
+        first.add(block)
+    return first.result()
 
 
 def nearest(
@@ -133,9 +151,8 @@ def placed(embeddings: Embeddings, device: torch.device) -> Embeddings | Tensor:
             f"{device}, which has {free / 2**30:.1f} GiB free: distances are computed on the CPU"
         )
         return embeddings
-    return torch.from_numpy(np.array(embeddings)).to(
-        device
-    )  # a copy, for a memory map is read-only
+    writable = np.array(embeddings)  # a memory map is not, and torch warns
+    return torch.from_numpy(writable).to(device)
 
 
 def _pairs(

@@ -9,8 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from gaitgl.bootstrap import interval, mean_draws, open_set_draws, view_pair_mean_draws
-from gaitgl.verification import FARS, open_set
+from gaitgl.bootstrap import (
+    equal_error_draws,
+    interval,
+    mean_draws,
+    open_set_draws,
+    view_pair_mean_draws,
+)
+from gaitgl.verification import FARS, Verification, open_set
 from pipeline.probe_table import PairCounts, Probes
 
 Values = npt.NDArray[np.float64]
@@ -148,32 +154,36 @@ def _verification(rows: pd.DataFrame, pairs: PairCounts) -> _Found:
         return {}
     far = _padded(rows["genuine_far"])  # [p, R]
     count = (~np.isnan(far)).sum(axis=1)  # [p]
-    eer = pairs.equal_error_rate / 100
-    rates = [rate for rate in FARS if int(rate * pairs.impostors + 1e-9) >= 1]
-    near_eer = _rates_around(far, eer)
-    # pairs that are accepted at each rate; 1e-12: a share of pairs is no exact number
-    every = np.stack([(far <= x + 1e-12).sum(axis=1) for x in (*rates, *near_eer)], axis=1)
     subjects = rows["subject"].to_numpy(str)
-    means = mean_draws(np.column_stack([every, count]), subjects)
-    tar_draws = means[:, :-1] / means[:, -1:]  # [draws, rates]
-    tar = every.sum(axis=0) / count.sum()
-    found: _Found = {
-        f"tar_far_1e{round(math.log10(rate))}": (float(tar[i]), tar_draws[:, i])
-        for i, rate in enumerate(rates)
+    rates = [rate for rate in FARS if int(rate * pairs.impostors + 1e-9) >= 1]
+    # pairs that are accepted at each rate; 1e-12: a share of pairs is no exact number
+    accepted = (far[:, :, None] <= np.array(rates) + 1e-12).sum(axis=1)  # [p, rates]
+    means = mean_draws(np.column_stack([accepted, count]), subjects)  # [draws, rates + 1]
+    draws = means[:, :-1] / means[:, -1:]
+    tar = accepted.sum(axis=0) / count.sum()
+    eer_draws = equal_error_draws(_by_far(far), subjects) / 100
+    return {
+        "eer": (pairs.equal_error_rate / 100, eer_draws),
+        **{
+            f"tar_far_1e{round(math.log10(rate))}": (float(tar[i]), draws[:, i])
+            for i, rate in enumerate(rates)
+        },
     }
-    frr = 1 - tar_draws[:, len(rates) :]  # falls as the rate rises
-    crossed = np.array([np.interp(0, near_eer - draw, near_eer) for draw in frr])
-    return {"eer": (eer, crossed), **found}
 
 
-def _rates_around(far: Values, eer: float) -> Values:
-    """Rising FARs at which genuine pairs are accepted, from well below to well above the EER, in
-    which that of any draw lies: at most 200."""
-    rates = np.append(0.0, np.unique(far[~np.isnan(far)]))
-    low = max(int(np.searchsorted(rates, eer / 5)) - 1, 0)
-    high = min(int(np.searchsorted(rates, 5 * eer, side="right")), len(rates) - 1)
-    found: Values = rates[np.unique(np.linspace(low, high, 200).astype(np.int64))]
-    return found
+def _by_far(far: Values) -> Verification:
+    """Genuine pairs whose distance is the FAR at which they are accepted: [p, R], NaN for none.
+
+    That orders them as the distance does; so no distance of an impostor is needed any more.
+    """
+    known = np.sort(far[~np.isnan(far)])
+    thresholds = np.unique(np.append(known, 1.0))
+    return Verification(
+        thresholds=thresholds,  # float64: a FAR must not be rounded
+        genuine=np.searchsorted(known, thresholds, side="right"),
+        impostors=thresholds,
+        genuine_distances=far,  # type: ignore[arg-type]
+    )
 
 
 def _open_set(rows: pd.DataFrame) -> _Found:

@@ -13,7 +13,7 @@ from torch import Tensor
 from gaitgl import retrieval
 from gaitgl.distances import Distance
 from gaitgl.verification import equal_error_rate, error_curve
-from pipeline.distance_pass import Compared, Method, compare, nearest
+from pipeline.distance_pass import Compared, Method, compare, first_match, nearest
 from pipeline.embedding_file import Embeddings
 from pipeline.errors import PipelineError
 from pipeline.estimates import Estimate, cmc, figures, rank1_by_view
@@ -157,15 +157,20 @@ def compete(
 def rank1_by_condition(
     keys: pd.DataFrame, embeddings: Embeddings, protocol: Protocol, distance: Distance
 ) -> dict[str, float]:
-    """Rank-1 in % of each condition by a protocol of view pairs: the headline, without all else."""
+    """Rank-1 in % of each condition by a protocol of view pairs: the headline, without all else.
+
+    Identical views are left out, unless there is only one view.
+    """
     keys, rows = compared_rows(keys, embeddings, protocol)
     method = Method(distance, shown=False)
     found = {}
     for condition, names in protocol.probes.items():
         if named(names, keys["sequence"]):
-            first = compare(keys, rows, protocol, condition, method).first
-            table = retrieval.rank_table(first, (1,))
-            found[condition] = float(retrieval.mean_without_diagonal(table)[0])
+            first = first_match(keys, rows, protocol, condition, method)
+            (table,) = retrieval.rank_table(first, (1,))  # [V, V]
+            alone = len(first.views) == 1
+            mean = table[0, 0] if alone else retrieval.mean_without_diagonal(table)
+            found[condition] = float(mean)
     return found
 
 

@@ -53,9 +53,7 @@ def write_report(
         {
             **metrics,
             "notes": evaluation.notes,
-            "protocols": {
-                protocol.name: _described(protocol, evaluation) for protocol in protocols
-            },
+            "protocols": {p.name: _described(p, evaluation) for p in applied},
         },
     )
     print(result_text(folder))

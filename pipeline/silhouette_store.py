@@ -6,7 +6,6 @@ which takes a sixth less room than rows do and is decompressed faster. ``index.p
 which shard and row a sequence lies.
 """
 
-import json
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,11 +94,6 @@ class SilhouetteStore:
         self._shard_numbers, self._shard_names = pd.factorize(self.index["shard"])
         self._rows = self.index["row"].to_numpy()
         self._lengths = self.index["n_frames"].to_numpy()
-
-    def refused_sequences(self, split: str) -> int:
-        """How many sequences of a split the release held, but ``normalize`` refused."""
-        counts = json.loads((self.folder / "counts.json").read_text(encoding="utf-8"))
-        return int(counts["sequences_refused"].get(split, 0))
 
     def digest(self) -> str:
         """Fingerprint of all keys, splits and frames."""

@@ -51,7 +51,6 @@ def main() -> None:
                     "trained_by": ",".join([*info["upstream"], stage]),
                     "checkpoint": sha256(checkpoint),
                     "silhouettes": store.digest(),
-                    "refused_test_sequences": str(store.refused_sequences("test")),
                 },
             )
 

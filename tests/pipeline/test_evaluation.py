@@ -284,6 +284,13 @@ def test_a_single_subject_has_figures_without_intervals() -> None:
         assert result.det.empty
 
 
+def test_few_pairs_have_an_equal_error_rate_and_no_acceptance_rate() -> None:
+    keys, embeddings = walks(("00", "01"), subjects=3, views=("000", "090"), noise=2.0)
+    estimates = _result(keys, embeddings, EVERY).estimates["all"]
+    assert 0 < estimates["eer"].value < 100
+    assert not [name for name in estimates if name.startswith("tar")]
+
+
 def test_the_table_for_people_ends_with_the_mean_of_the_other_views() -> None:
     rank1 = np.array([[90.0, 10.0, 20.0], [30.0, 90.0, np.nan], [50.0, 60.0, 90.0]])
     table = rank1_table(rank1, list(VIEWS))
@@ -358,3 +365,18 @@ def test_the_headline_alone_is_that_of_the_evaluation() -> None:
     result = _result(keys, embeddings, CASIA_E)
     expected = {c: estimates["rank1"].value for c, estimates in result.estimates.items()}
     assert rank1_by_condition(keys, embeddings, CASIA_E, "euclidean") == pytest.approx(expected)
+    keys, embeddings = walks(("00", "01"), views=("090",))
+    alone = _result(keys, embeddings, PAIRS).estimates["all"]["rank1_with_identical_views"].value
+    found = rank1_by_condition(keys, embeddings, PAIRS, "euclidean")
+    assert found == pytest.approx({"all": alone})
+
+
+def test_a_condition_that_has_no_pair_of_other_views_has_no_figures_of_pairs() -> None:
+    keys, embeddings = walks(("H-scene1-nm-1", "H-scene2-nm-1", "H-scene2-cl-1"), subjects=1)
+    sequence, view = keys["sequence"], keys["view"]
+    kept = (view == "000") | ((view == "090") & (sequence == "H-scene2-cl-1"))
+    keys, embeddings = _without(keys, embeddings, ~kept)
+    every = CasiaERelease(Path(), [], "release").protocols[1]
+    result = _result(keys, embeddings, every)
+    assert result.estimates["NM"]["rank1"].value == 0
+    assert "eer" not in result.estimates["NM"]

@@ -434,6 +434,15 @@ def test_test_subjects_without_any_gallery_are_an_error(
     assert "Found test sequences named 00." in text
 
 
+def test_views_that_the_protocols_do_not_know_are_an_error(
+    tmp_path: Path, write_tree: WriteFiles
+) -> None:
+    write_tree(tmp_path, {**OUMVLP, "00002/00/091/1.png": b"x", "00001/00/092/1.png": b"x"})
+    text = message("oumvlp", tmp_path)
+    assert "1 test sequence(s) at views 091, and OUMVLP knows only 000, 015, 030" in text
+    assert "dataset.yaml" in text
+
+
 def test_test_subjects_without_any_probe_are_an_error(
     tmp_path: Path, write_tree: WriteFiles
 ) -> None:

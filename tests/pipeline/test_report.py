@@ -133,6 +133,7 @@ def test_seen_from_one_view_no_figure_is_nan(tmp_path: Path) -> None:
     assert "nan" not in text.lower()
     assert f"{value:.1f} ({low:.1f} to {high:.1f})" in text
     assert "all_views is left out" in text
+    assert "All views are one gallery" not in text  # it was not applied
 
 
 def test_a_submission_is_written_where_nobody_knows_who_walks(tmp_path: Path) -> None:

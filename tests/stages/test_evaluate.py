@@ -136,7 +136,7 @@ def test_bad_input_is_told_before_anything_is_written(competition: Path, run: Ru
     spoilt[2] = np.nan
     keys.loc[5, "subject"] = "00077"
     about = {k: v for k, v in made_by.items() if k in ("stage", "trained_by", "checkpoint")}
-    write_embeddings(path, keys, spoilt, {**about, "refused_test_sequences": "0"})
+    write_embeddings(path, keys, spoilt, about)
     before = sorted(competition.rglob("*"))
     with pytest.raises(PipelineError) as raised:
         run("evaluate", "casia_e")

@@ -147,7 +147,7 @@ def test_all_problems_of_a_description_come_at_once(tmp_path: Path) -> None:
         val: [alice]
         test: [carol]
         gallery: [walk 1, walk 3]
-        probes: {NM: [walk 2, "run*"], nm: [walk 1], ../BG: [with bag]}
+        probes: {NM: [walk 2, "run*"], nm: [walk 1], ../BG: [with bag], p: [with bag]}
         """,
     )
     assert found == [
@@ -160,6 +160,7 @@ def test_all_problems_of_a_description_come_at_once(tmp_path: Path) -> None:
         "probes.nm: in the gallery, too: walk 1",
         "probes.nm: differs from NM in capitals only",
         "probes.../BG: letters, digits, - and _ only, please",
+        "probes.p: the report calls something else so",
     ]
 
 

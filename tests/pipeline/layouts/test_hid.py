@@ -81,16 +81,20 @@ def test_probes_without_a_frame_are_recorded_with_their_names(
 ) -> None:
     files = release(b"x")
     empty = {"test_probe/00007/": b"", "test_probe/00008/": b"", "test_probe/00001/thumbs/": b""}
+    empty |= {"test_probe/00010/masks/": b""}
     junk = {"test_probe/00009/Thumbs.db": b"x", "test_probe/readme.txt": b"x"}
+    junk |= {"test_probe/00011/masks/deep/1.jpg": b"x"}  # no frame lies so deep
     pack(tmp_path, {**files, **empty, **junk})
     sequences, refusals, found, _ = ingest("casia_e", tmp_path, "release", workers=0)
     assert divided(sequences) == EXPECTED
-    assert found.files_seen == 16
+    assert found.files_seen == 17
     rows = refusals[[*KEY, "reason", "frames"]].itertuples(index=False, name=None)
     assert set(rows) == {
         ("00007", "probe", "any", "an empty folder", 0),
         ("00008", "probe", "any", "an empty folder", 0),
         ("00009", "probe", "any", "not a frame's name", 1),
+        ("00010", "probe", "any", "an empty folder", 0),
+        ("00011", "probe", "any", "not in the layout of the rest", 1),
         ("", "", "", "not a frame's name", 1),
     }
 
