@@ -68,7 +68,6 @@ def main() -> None:
     ) as run:
         write_page(
             folder,
-            dataset,
             evaluation,
             protocols,
             records,
