@@ -69,7 +69,6 @@ def main() -> None:
     with evaluation_run(dataset, settings, made_by, catalogue) as run:
         write_page(
             folder,
-            dataset,
             evaluation,
             protocols,
             records,

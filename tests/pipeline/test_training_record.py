@@ -9,8 +9,9 @@ import torch
 from gaitgl.model import GaitGL, GaitGLConfig
 from pipeline.checkpoints import save_checkpoint
 from pipeline.errors import PipelineError
+from pipeline.files import sha256
 from pipeline.silhouette_store import Silhouettes, SilhouetteStore
-from pipeline.training_record import read_training_record
+from pipeline.training_record import TrainingRecord, training_records
 
 CONFIG = GaitGLConfig(channels=(2, 2, 4, 4, 4, 4))
 SETTINGS = {"steps": 5, "subjects_per_batch": 3, "sequences_per_subject": 2}
@@ -50,9 +51,17 @@ def write(tmp_path: Path, store: SilhouetteStore) -> Callable[..., None]:
     return written
 
 
+def _record(folder: Path, **made_by: str) -> TrainingRecord:
+    """What is read of the only training below ``folder``."""
+    checkpoint = sha256(folder / "models" / "pretrain" / "checkpoint.safetensors")
+    made_by = {"trained_by": "pretrain", "checkpoint": checkpoint, **made_by}
+    (record,) = training_records(folder / "models", folder / "data", made_by)
+    return record
+
+
 def test_a_record_says_what_was_trained_on_what(write: Callable[..., None], tmp_path: Path) -> None:
     write([6.5, 6.25])
-    record = read_training_record(tmp_path / "models", tmp_path / "data", "pretrain")
+    record = _record(tmp_path)
     assert (record.stage, record.dataset, record.seed, record.starts_from) == (
         "pretrain",
         "oumvlp",
@@ -72,7 +81,7 @@ def test_without_steps_or_gem_there_is_no_final_p(
     write: Callable[..., None], tmp_path: Path, p: list[float]
 ) -> None:
     write(p)
-    record = read_training_record(tmp_path / "models", tmp_path / "data", "pretrain")
+    record = _record(tmp_path)
     assert record.final_p is None
 
 
@@ -81,4 +90,12 @@ def test_other_silhouettes_than_those_trained_on_are_told(
 ) -> None:
     write([6.5], silhouettes="0" * 64)
     with pytest.raises(PipelineError, match=r"trained on other silhouettes than .*index\.parquet"):
-        read_training_record(tmp_path / "models", tmp_path / "data", "pretrain")
+        _record(tmp_path)
+
+
+def test_embeddings_of_another_checkpoint_are_told(
+    write: Callable[..., None], tmp_path: Path
+) -> None:
+    write([6.5])
+    with pytest.raises(PipelineError, match=r"another checkpoint than that of .*pretrain"):
+        _record(tmp_path, checkpoint="0" * 64)
