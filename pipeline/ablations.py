@@ -183,7 +183,7 @@ def collect(
     outcomes: Outcomes = {}
     for name, (variant, seed) in experiments.items():
         if name in finished:
-            folder = _fetched(name)
+            folder = fetched(name)
             outcomes.setdefault(variant.name, {})[seed] = outcome(folder, seconds.get(name, {}))
     return outcomes, [name for name in experiments if name not in finished]
 
@@ -250,8 +250,8 @@ def _wait(experiments: dict[str, tuple[Variant, int]]) -> None:
         time.sleep(POLL_S)
 
 
-def _fetched(name: str) -> Path:
-    """The files of an experiment that ``outcome`` reads, in a folder."""
+def fetched(name: str) -> Path:
+    """Copies of the files of an experiment that ``outcome`` reads, in a folder."""
     from dvc.api import DVCFileSystem  # slow to import
 
     folder = FETCHED / name
@@ -260,9 +260,8 @@ def _fetched(name: str) -> Path:
     files["params.yaml"] = "."
     experiment = DVCFileSystem(str(Path.cwd()), rev=name)
     for file, source in files.items():
-        target = folder / file
-        target.parent.mkdir(parents=True, exist_ok=True)
-        experiment.get_file(f"{source}/{target.name}", str(target))
+        # get_file would make a link to DVC's cache, and the next one write through it
+        write_bytes(folder / file, experiment.read_bytes(f"{source}/{Path(file).name}"))
     return folder
 
 

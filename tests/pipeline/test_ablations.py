@@ -2,6 +2,7 @@
 
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import yaml
 from dvc.api import DVCFileSystem
 
 from gaitgl.model import GaitGL, GaitGLConfig
-from pipeline.ablations import BASELINE, CLAIMS, VARIANTS, common_changes, outcome
+from pipeline.ablations import BASELINE, CLAIMS, VARIANTS, common_changes, fetched, outcome
 from pipeline.distance_pass import Method
 from pipeline.errors import PipelineError
 from pipeline.evaluation import evaluate
@@ -20,7 +21,7 @@ from pipeline.layouts.oumvlp_release import OumvlpRelease
 from pipeline.probe_table import write_probes
 from pipeline.settings import Settings
 from tests.pipeline.walks import walks
-from tests.small_project import ROOT, small_pipeline
+from tests.small_project import ROOT, Project, small_pipeline
 
 
 def test_every_variant_is_a_valid_and_different_setting(tmp_path: Path, change_leaf: Any) -> None:
@@ -100,6 +101,37 @@ def test_an_outcome_holds_the_headline_protocols_rank1(finished: Path) -> None:
     assert found.final_p == {"pretrain": 6.4}
     assert found.seconds == 7.0
     assert math.isnan(outcome(finished, {"finetune": 4.0}).seconds)
+
+
+def test_what_is_fetched_twice_leaves_dvcs_cache_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = Project(tmp_path)
+    files = {
+        "reports/oumvlp/tables/probes.parquet": "o",
+        "reports/casia_e/tables/probes.parquet": "c",
+        "models/pretrain/history.csv": "p",
+        "models/finetune/history.csv": "f",
+        "params.yaml": "seed: 0",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    project.run("git", "init", "-q")
+    project.run("dvc", "init", "-q")
+    shutil.copy(ROOT / ".dvc/config", tmp_path / ".dvc/config")  # links instead of copies
+    project.run("dvc", "add", "-q", "reports", "models")
+    project.run("git", "add", "-A")
+    identity = ("-c", "user.name=walker", "-c", "user.email=walker@example.com")
+    project.run("git", *identity, "commit", "-q", "-m", "results")
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        folder = fetched("HEAD")
+        assert (folder / "oumvlp/probes.parquet").read_text(encoding="utf-8") == "o"
+        assert (folder / "finetune/history.csv").read_text(encoding="utf-8") == "f"
+        assert (folder / "params.yaml").read_text(encoding="utf-8") == "seed: 0"
+    cached = [path for path in (tmp_path / ".dvc/cache").rglob("*") if path.is_file()]
+    assert {"o", "c", "p", "f"} <= {path.read_text(encoding="utf-8") for path in cached}
 
 
 SOME = ("baseline", "p-1", "scratch")
