@@ -33,6 +33,8 @@ FETCHED = Path("runs/ablations")
 STAGES = ("pretrain", "finetune")
 UNFINISHED = ("Queued", "Running")
 POLL_S = 10.0
+LONGEST_ALONE_S = 300.0
+"""How long no worker need be seen: one takes a minute to come up on a busy machine."""
 STATE = re.compile(r"^\w{7} +(\S+) .* (Queued|Running|Success|Failed) *$", re.MULTILINE)
 """A row of `dvc queue status`: an experiment's name and its state."""
 
@@ -148,7 +150,7 @@ def run(experiments: dict[str, tuple[Variant, int]], settings: Sequence[str], jo
         )
     # Experiments see what DVC has: the data is made once, not by each. And where dvc.lock names
     # outputs that the cache lacks, as in a fresh clone, DVC 3.67 cannot restore an experiment.
-    _dvc("repro", shown=True)
+    _dvc("repro", output=None)
     _remove("queue", [name for name in experiments if name in states])
     earlier = _dvc("exp", "list", "--all-commits", "--name-only").split()
     _remove("exp", [name for name in experiments if name in earlier])
@@ -157,8 +159,8 @@ def run(experiments: dict[str, tuple[Variant, int]], settings: Sequence[str], jo
         overrides = [*settings, *(f"{key}={json.dumps(value)}" for key, value in changed.items())]
         flags = [flag for override in overrides for flag in ("-S", override)]
         _dvc("exp", "run", "--queue", "--name", name, *flags)
-    # shown, for workers keep what it prints to open for as long as they live
-    _dvc("queue", "start", "--jobs", str(jobs), shown=True)
+    # workers hold what they are given as output open for as long as they live
+    _dvc("queue", "start", "--jobs", str(jobs), output=subprocess.DEVNULL)
     print(
         f"{len(experiments)} experiments are queued. Ctrl-C ends the waiting and not the queue: "
         "`dvc queue stop --kill` does."
@@ -231,7 +233,7 @@ def common_changes(settings: Settings, used: Sequence[Settings]) -> dict[str, st
 
 def _wait(experiments: dict[str, tuple[Variant, int]]) -> None:
     told: dict[str, str] = {}
-    polls_alone = 0
+    worker_seen = time.monotonic()
     while True:
         status = _dvc("queue", "status")
         states = {name: state for name, state in STATE.findall(status) if name in experiments}
@@ -241,8 +243,9 @@ def _wait(experiments: dict[str, tuple[Variant, int]]) -> None:
         told = states
         if not any(state in UNFINISHED for state in states.values()):
             return
-        polls_alone = polls_alone + 1 if "Worker status: 0 active, 0 idle" in status else 0
-        if polls_alone == 3:  # a worker needs some seconds to come up
+        if "Worker status: 0 active, 0 idle" not in status:
+            worker_seen = time.monotonic()
+        elif time.monotonic() - worker_seen > LONGEST_ALONE_S:
             raise PipelineError(
                 "DVC's workers are gone: `dvc queue status` shows what is left, `dvc queue start` "
                 "goes on with it, and then `make ablations ARGS=--page` writes the page"
@@ -294,13 +297,12 @@ def _remove(what: str, names: list[str]) -> None:
         _dvc(what, "remove", *names)
 
 
-def _dvc(*arguments: str, shown: bool = False) -> str:
-    """What a command of DVC's prints; nothing where it is ``shown`` instead."""
-    pipe = None if shown else subprocess.PIPE
-    done = subprocess.run(["dvc", *arguments], stdout=pipe, stderr=pipe, text=True, check=False)
+def _dvc(*arguments: str, output: int | None = subprocess.PIPE) -> str:
+    """What a command of DVC's prints; nothing where its ``output`` goes elsewhere."""
+    done = subprocess.run(["dvc", *arguments], stdout=output, stderr=output, text=True, check=False)
     if done.returncode:
-        printed = "" if shown else f":\n{done.stdout}{done.stderr}"
-        raise PipelineError(f"`dvc {' '.join(arguments)}` failed{printed}")
+        printed = f"{done.stdout or ''}{done.stderr or ''}"
+        raise PipelineError(f"`dvc {' '.join(arguments)}` failed\n{printed}".rstrip())
     return done.stdout or ""
 
 
