@@ -33,8 +33,10 @@ FETCHED = Path("runs/ablations")
 STAGES = ("pretrain", "finetune")
 UNFINISHED = ("Queued", "Running")
 POLL_S = 10.0
-LONGEST_ALONE_S = 300.0
-"""How long no worker need be seen: one takes a minute to come up on a busy machine."""
+WORKER_S = 60.0
+"""How long no worker is seen before others are started: one takes a while to come up, and on a busy
+machine DVC's leave before the queue is empty."""
+MOST_STARTS = 3
 STATE = re.compile(r"^\w{7} +(\S+) .* (Queued|Running|Success|Failed) *$", re.MULTILINE)
 """A row of `dvc queue status`: an experiment's name and its state."""
 
@@ -159,13 +161,12 @@ def run(experiments: dict[str, tuple[Variant, int]], settings: Sequence[str], jo
         overrides = [*settings, *(f"{key}={json.dumps(value)}" for key, value in changed.items())]
         flags = [flag for override in overrides for flag in ("-S", override)]
         _dvc("exp", "run", "--queue", "--name", name, *flags)
-    # workers hold what they are given as output open for as long as they live
-    _dvc("queue", "start", "--jobs", str(jobs), output=subprocess.DEVNULL)
+    _start_workers(jobs)
     print(
         f"{len(experiments)} experiments are queued. Ctrl-C ends the waiting and not the queue: "
         "`dvc queue stop --kill` does."
     )
-    _wait(experiments)
+    _wait(experiments, jobs)
 
 
 def queue_states() -> dict[str, str]:
@@ -231,26 +232,38 @@ def common_changes(settings: Settings, used: Sequence[Settings]) -> dict[str, st
     return changes
 
 
-def _wait(experiments: dict[str, tuple[Variant, int]]) -> None:
+def _wait(experiments: dict[str, tuple[Variant, int]], jobs: int) -> None:
     told: dict[str, str] = {}
     worker_seen = time.monotonic()
+    starts = 0  # of workers, since an experiment went on
     while True:
         status = _dvc("queue", "status")
         states = {name: state for name, state in STATE.findall(status) if name in experiments}
         for name, state in states.items():
             if state not in ("Queued", told.get(name)):
                 print(f"{time.strftime('%H:%M')}  {state.lower()}: {name}", flush=True)
+                starts = 0
         told = states
         if not any(state in UNFINISHED for state in states.values()):
             return
         if "Worker status: 0 active, 0 idle" not in status:
             worker_seen = time.monotonic()
-        elif time.monotonic() - worker_seen > LONGEST_ALONE_S:
-            raise PipelineError(
-                "DVC's workers are gone: `dvc queue status` shows what is left, `dvc queue start` "
-                "goes on with it, and then `make ablations ARGS=--page` writes the page"
-            )
+        elif time.monotonic() - worker_seen > WORKER_S:
+            if starts == MOST_STARTS:
+                raise PipelineError(
+                    "DVC's workers do not go on: `dvc queue status` shows what is left, "
+                    "`dvc queue start` tries again, and then `make ablations ARGS=--page` writes "
+                    "the page"
+                )
+            starts += 1
+            _start_workers(jobs)
+            worker_seen = time.monotonic()
         time.sleep(POLL_S)
+
+
+def _start_workers(jobs: int) -> None:
+    # they hold what they are given as output open for as long as they live
+    _dvc("queue", "start", "--jobs", str(jobs), output=subprocess.DEVNULL)
 
 
 def fetched(name: str) -> Path:
