@@ -121,7 +121,7 @@ def main() -> None:
             VARIANTS,
             CLAIMS,
             outcomes,
-            planned=len(planned),
+            missing=missing,
             data=_data(settings),
             command=_command(arguments.seeds, changed),
             commit=_commit(),
