@@ -23,10 +23,10 @@ from pipeline.ablation_page import Claim, Outcome, Outcomes, Variant, ablations_
 from pipeline.check import WALKERS
 from pipeline.errors import PipelineError, listing, run_stage
 from pipeline.estimates import figures
-from pipeline.files import write_bytes
+from pipeline.files import new_folder, write_bytes
 from pipeline.probe_table import read_probes
 from pipeline.settings import DATASETS, Settings
-from pipeline.tracking import git, tracking_uri
+from pipeline.tracking import find_runs, git
 
 PAGE = Path("docs/ablations.md")
 FETCHED = Path("runs/ablations")
@@ -107,7 +107,7 @@ def main() -> None:
     }
     if not arguments.page:
         run(planned, arguments.settings, arguments.jobs)
-    outcomes, missing = collect(planned, settings.runtime.experiment)
+    outcomes, missing = collect(planned)
     if not outcomes:
         raise PipelineError(
             "no experiment has finished at this commit; `dvc queue status` shows what there is"
@@ -174,15 +174,13 @@ def queue_states() -> dict[str, str]:
     return dict(STATE.findall(_dvc("queue", "status")))
 
 
-def collect(
-    experiments: dict[str, tuple[Variant, int]], mlflow_experiment: str
-) -> tuple[Outcomes, list[str]]:
+def collect(experiments: dict[str, tuple[Variant, int]]) -> tuple[Outcomes, list[str]]:
     """What the experiments of this commit came to, and the names of those not finished.
 
     Their files are left in ``FETCHED``.
     """
     finished = _dvc("exp", "list", "--name-only").split()
-    seconds = _training_seconds(mlflow_experiment)
+    seconds = _training_seconds()
     outcomes: Outcomes = {}
     for name, (variant, seed) in experiments.items():
         if name in finished:
@@ -267,41 +265,28 @@ def _start_workers(jobs: int) -> None:
 
 
 def fetched(name: str) -> Path:
-    """Copies of the files of an experiment that ``outcome`` reads, in a folder."""
-    from dvc.api import DVCFileSystem  # slow to import
-
-    folder = FETCHED / name
-    files = {f"{dataset}/probes.parquet": f"reports/{dataset}/tables" for dataset in DATASETS}
-    files |= {f"{stage}/history.csv": f"models/{stage}" for stage in STAGES}
-    files["params.yaml"] = "."
-    experiment = DVCFileSystem(str(Path.cwd()), rev=name)
-    for file, source in files.items():
-        # get_file would make a link to DVC's cache, and the next one write through it
-        write_bytes(folder / file, experiment.read_bytes(f"{source}/{Path(file).name}"))
-    return folder
+    """The files of an experiment that ``outcome`` reads, in a folder."""
+    with new_folder(FETCHED / name) as folder:  # DVC's links to its cache must not be written to
+        for dataset in DATASETS:
+            _get(name, f"reports/{dataset}/tables", folder / dataset)
+        for stage in STAGES:
+            (folder / stage).mkdir()
+            _get(name, f"models/{stage}/history.csv", folder / stage / "history.csv")
+        _get(name, "params.yaml", folder / "params.yaml")
+    return FETCHED / name
 
 
-def _training_seconds(mlflow_experiment: str) -> dict[str, dict[str, float]]:
+def _get(name: str, path: str, to: Path) -> None:
+    _dvc("get", ".", path, "--rev", name, "--out", str(to))
+
+
+def _training_seconds() -> dict[str, dict[str, float]]:
     """How long the stages of each experiment ran, by name and stage, as MLflow knows it."""
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient(tracking_uri())
-    found = client.get_experiment_by_name(mlflow_experiment)
     seconds: dict[str, dict[str, float]] = {}
-    token = None
-    while found is not None:
-        runs = client.search_runs(
-            [found.experiment_id],
-            "tags.dvc_exp LIKE 'ablation-%' AND attributes.status = 'FINISHED'",
-            page_token=token,
-        )
-        for run in runs:  # the latest first
-            by_stage = seconds.setdefault(run.data.tags["dvc_exp"], {})
-            took = (run.info.end_time - run.info.start_time) / 1000
-            by_stage.setdefault(run.data.tags["stage"], took)
-        token = runs.token
-        if not token:
-            break
+    for run in find_runs("tags.dvc_exp LIKE 'ablation-%' AND attributes.status = 'FINISHED'"):
+        by_stage = seconds.setdefault(run.data.tags["dvc_exp"], {})
+        took = (run.info.end_time - run.info.start_time) / 1000
+        by_stage.setdefault(run.data.tags["stage"], took)  # the latest comes first
     return seconds
 
 

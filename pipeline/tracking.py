@@ -67,6 +67,17 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{ROOT / 'mlflow.db'}"
 
 
+def find_runs(condition: str) -> list[Any]:
+    """Runs of any experiment that meet a condition in MLflow's words, the latest first."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri())
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    latest_first = ["attributes.start_time DESC"]
+    most = 50_000  # that it gives at once
+    return list(client.search_runs(experiments, condition, max_results=most, order_by=latest_first))
+
+
 def run_id_of(digest: str) -> str:
     """The run that made an output, or an empty string where it is not known here."""
     return _run_ids().get(digest, "")

@@ -22,7 +22,7 @@ from mlflow.tracking import MlflowClient
 from pipeline import tracking
 from pipeline.errors import PipelineError, Stopped
 from pipeline.run_record import Record, open_record
-from pipeline.tracking import TrackedRun, git, reason, run_id_of, tracking_uri
+from pipeline.tracking import TrackedRun, find_runs, git, reason, run_id_of, tracking_uri
 
 PROJECT = Path(__file__).parents[2]
 PARAMS = {"seed": 0, "model.channels": "[2, 2]", "pretrain.lr": 1e-4}
@@ -657,3 +657,13 @@ def test_a_stage_killed_again_and_again_stays_one_run(tracking_store: Path) -> N
     assert history(run_id) == [(step, step / 8) for step in range(1, last + 100)]
     assert history(run_id, "p") == [(step, 6.5) for step in range(1, last + 100)]
     assert not folder.parent.exists()
+
+
+def test_runs_are_found_by_a_condition_the_latest_first(tracking_store: Path) -> None:
+    client = MlflowClient(tracking_uri())
+    for number, name in enumerate(("a", "b")):
+        experiment = client.create_experiment(name)
+        for stage in ("pretrain", "evaluate"):
+            client.create_run(experiment, 1000 + number, {"stage": stage}, f"{stage}-{name}")
+    found = find_runs("tags.stage = 'evaluate'")
+    assert [run.info.run_name for run in found] == ["evaluate-b", "evaluate-a"]
