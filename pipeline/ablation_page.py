@@ -140,6 +140,8 @@ def verdict(claim: Claim, outcomes: Outcomes) -> str:
         else:
             word = "not settled"
         seen[word].append(f"{column} {_signed(change)}")
+    if not any(seen.values()):
+        return f"{claim.words}. **Not tested**: both gave the same figures everywhere."
     if seen["better"]:
         head = "Reproduced" if not (seen["worse"] or seen["not settled"]) else "Reproduced in part"
     elif seen["worse"]:

@@ -133,6 +133,8 @@ def test_data_on_which_both_are_the_same_network_is_left_out() -> None:
     found = verdict(CLAIM, outcomes)
     assert "**Reproduced** " in found
     assert "OUMVLP" not in found
+    outcomes["other"] = outcomes["plain"]
+    assert "**Not tested**: both gave the same figures" in verdict(CLAIM, outcomes)
 
 
 def test_every_difference_has_a_sign() -> None:
