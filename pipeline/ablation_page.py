@@ -67,6 +67,9 @@ Settings are those of `params.yaml`, but for the command's, and for what the sec
   there is the third table. Of many intervals at 95 %, one in twenty misses by chance.
 - A training far shorter than the paper's (250 000 and 15 000 steps) says which network learns
   faster, which need not be the one that ends better.
+- With the activation after the sum, two branches that are added are one convolution with the sum of
+  their kernels, but for the rows beside the parts' borders, and each step moves both kernels. What
+  they gain over one branch may be those larger steps.
 
 `dvc exp show` lists all experiments. In MLflow (`make ui`) one filter shows them:
 `tags.dvc_exp LIKE 'ablation-%' AND tags.stage = 'evaluate'`.
