@@ -1,4 +1,4 @@
-"""Rank tables and average precision against the published way, and the memory they take.
+"""Rank tables and average precision against the published way; memory of a whole evaluation.
 
 python -m benchmarks.evaluation [--quick]     (from the project's root)
 
@@ -12,7 +12,7 @@ galleries. Memory: growth of a fresh process' peak (VmHWM) over the embeddings i
 import sys
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -22,7 +22,8 @@ from benchmarks import plain_data
 from benchmarks.fresh_process import CAN_MEASURE, in_fresh_process, peak_growth_bytes
 from benchmarks.timing import Row, compared, interleaved, table
 from gaitgl import retrieval
-from gaitgl.distances import BLOCK_BYTES
+from gaitgl.distances import BLOCK_BYTES, Distance
+from gaitgl.verification import VerificationPass
 
 VIEWS = [f"{angle:03}" for angle in (*range(0, 91, 15), *range(180, 271, 15))]
 CHANNELS, STRIPS = 128, 64
@@ -180,24 +181,25 @@ def _memory(quick: bool) -> list[Row]:
         growth = in_fresh_process(peak_growth, subjects, 16, 4, block_bytes, len(VIEWS))
         found.append(
             _memory_row(
-                f"peak memory of rank tables, blocks of {block_bytes // MIB} MiB",
+                f"peak memory of an evaluation, blocks of {block_bytes // MIB} MiB",
                 growth,
                 "bounded by the blocks",
                 f"{subjects} subjects, 64 numbers each; the matrix of all distances would be "
                 f"{matrix / MIB:.0f} MiB",
             )
         )
-    growth = in_fresh_process(peak_growth, subjects, CHANNELS, STRIPS, BLOCK_BYTES, 1)
     gallery = 4 * count * CHANNELS * STRIPS
-    found.append(
-        _memory_row(
-            "peak memory of rank tables, 8 192 numbers",
-            growth,
-            "",
-            f"{subjects} subjects, 1 probe view; blocks of {BLOCK_BYTES // MIB} MiB; the float32 "
-            f"copy of the gallery is {gallery / MIB:.0f} MiB of it",
+    for distance in get_args(Distance):
+        growth = in_fresh_process(peak_growth, subjects, CHANNELS, STRIPS, BLOCK_BYTES, 1, distance)
+        found.append(
+            _memory_row(
+                f"peak memory of an evaluation, 8 192 numbers, {distance}",
+                growth,
+                "one copy of the gallery, and blocks",
+                f"{subjects} subjects, 1 probe view; blocks of {BLOCK_BYTES // MIB} MiB; the "
+                f"float32 copy of the gallery is {gallery / MIB:.0f} MiB of it",
+            )
         )
-    )
     return found
 
 
@@ -207,20 +209,42 @@ def _memory_row(work: str, growth: int, target: str, note: str) -> Row:
 
 
 def peak_growth(
-    subjects: int, channels: int, strips: int, block_bytes: int, probe_views: int
+    subjects: int,
+    channels: int,
+    strips: int,
+    block_bytes: int,
+    probe_views: int,
+    distance: Distance = "euclidean",
 ) -> int:
-    """Bytes by which `first_match_rank` raises the peak of this process. For `in_fresh_process`."""
+    """Bytes by which an evaluation raises the peak of this process. For `in_fresh_process`.
+
+    Rank tables, mAP and verification from one pass.
+    """
     subject, sequence, view = _identities(subjects)
     names = np.array([f"{number:05}" for number in subject])
     embeddings = _embeddings(subject, channels, strips)
     used = (sequence == "01") | np.isin(view, VIEWS[:probe_views])
     some = np.where(used, sequence, "unused")
-    # the libraries' own buffers come with the first call
-    first = subject < 2
-    retrieval.first_match_rank(embeddings[first], names[first], some[first], view[first])
-    return peak_growth_bytes(
-        lambda: retrieval.first_match_rank(embeddings, names, some, view, block_bytes=block_bytes)
-    )
+
+    def evaluate(rows: NDArray[np.bool_] | slice) -> None:
+        ids = names[rows], some[rows], view[rows]
+        pairs = retrieval.compared_pairs(embeddings[rows], *ids)
+        passes = (
+            retrieval.FirstMatchPass(pairs),
+            retrieval.CrossViewPass(pairs),
+            VerificationPass(pairs, "drop"),
+        )
+        blocks = retrieval.distance_blocks(
+            embeddings[rows], pairs.probes, pairs.gallery, distance, block_bytes
+        )
+        for block in retrieval.right_and_wrong(pairs, blocks):
+            for each in passes:
+                each.add(block)
+        for each in passes:
+            each.result()
+
+    evaluate(subject < 2)  # the libraries' own buffers come with the first call
+    return peak_growth_bytes(lambda: evaluate(slice(None)))
 
 
 def main() -> None:

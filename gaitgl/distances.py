@@ -18,6 +18,8 @@ whoever receives a block may write into it."""
 BLOCK_BYTES = 32 * 2**20
 TILE_BYTES = 2**20
 """Of a block of distances, what is worked on at once, so that it stays in a core's cache."""
+COPIED_BYTES = 16 * 2**20
+"""Of embeddings, what is checked and laid out at once, so that there is one copy, not two."""
 
 
 def distance_blocks(
@@ -35,8 +37,9 @@ def distance_blocks(
         distance: "euclidean" of the flattened vectors (the paper); "strip_euclidean", the mean of
             the strips' Euclidean distances (OpenGait); or "cosine", the Euclidean distance of the
             flattened vectors scaled to length 1, which ranks as 1 - cosine does.
-        block_bytes: size of a block of distances in bytes, at least one probe's; working memory is
-            about three times that, and one float32 copy of the gallery.
+        block_bytes: size of a block of distances in bytes, and of its probes' embeddings, at least
+            one probe's; working memory is about three times that, and one float32 copy of the
+            gallery.
 
     Yields:
         (rows, distances): a slice of `probe_rows`, and float32 [b, m] on the CPU.
@@ -50,7 +53,8 @@ def distance_blocks(
     centre = gallery.mean(dim=1, keepdim=True)  # [s, 1, k]
     gallery -= centre
     gallery_squared = torch.einsum("smk,smk->sm", gallery, gallery)  # [s, m]
-    step = max(1, block_bytes // (4 * len(gallery_rows)))
+    numbers = gallery.shape[0] * gallery.shape[2]
+    step = max(1, block_bytes // (4 * max(len(gallery_rows), numbers)))
     # each strip goes over its distances several times: on a CPU, let them stay in the cache
     tile = len(gallery_rows)
     if len(gallery) > 1 and gallery.device.type == "cpu":
@@ -59,11 +63,15 @@ def distance_blocks(
         rows = slice(start, min(start + step, len(probe_rows)))
         probes = _take(embeddings, probe_rows[rows], distance) - centre  # [s, b, k]
         probes_squared = torch.einsum("sbk,sbk->sb", probes, probes)  # [s, b]
-        total = torch.empty(probes.shape[1], gallery.shape[1], device=probes.device)  # [b, m]
+        total = torch.zeros(probes.shape[1], gallery.shape[1], device=probes.device)  # [b, m]
         for first in range(0, len(gallery_rows), tile):
             columns = slice(first, first + tile)
-            total[:, columns] = _summed_distances(
-                probes, probes_squared, gallery[:, columns], gallery_squared[:, columns]
+            _add_distances(
+                probes,
+                probes_squared,
+                gallery[:, columns],
+                gallery_squared[:, columns],
+                total[:, columns],
             )
         yield rows, total.div_(len(gallery)).cpu().numpy()
 
@@ -91,33 +99,46 @@ def pair_distances(
     return result
 
 
-def _summed_distances(a: Tensor, a_squared: Tensor, b: Tensor, b_squared: Tensor) -> Tensor:
-    """Distances added up over strips: [s, n, k], [s, n], [s, m, k], [s, m] -> [n, m]."""
-    strip = torch.empty(a.shape[1], b.shape[1], device=a.device)  # [n, m], of one strip
-    total = torch.zeros_like(strip)
+def _add_distances(
+    a: Tensor, a_squared: Tensor, b: Tensor, b_squared: Tensor, total: Tensor
+) -> None:
+    """Add each strip's distances: [s, n, k], [s, n], [s, m, k], [s, m] into total [n, m]."""
+    strip = torch.empty(total.shape, device=total.device)  # [n, m], used again for each strip
     for x, x2, y, y2 in zip(a, a_squared, b, b_squared, strict=True):
         torch.add(x2[:, None], y2, out=strip)
         total += strip.addmm_(x, y.mT, alpha=-2).clamp_(min=0).sqrt_()
-    return total
 
 
 def _take(embeddings: Embeddings, rows: NDArray[np.int64], distance: Distance) -> Tensor:
     """A fresh float32 copy of some rows, laid out for the distance: [s, len(rows), k]."""
     if distance not in get_args(Distance):
         raise ValueError(f"distance: expected one of {get_args(Distance)}, got {distance!r}")
-    if isinstance(embeddings, Tensor):
-        chosen = embeddings.detach()[torch.as_tensor(rows, device=embeddings.device)].float()
-    else:
-        chosen = torch.from_numpy(np.asarray(embeddings[rows], np.float32))
-    low, high = chosen.flatten(1).aminmax(dim=1)  # [len(rows)] each; NaN stays NaN
-    finite = low.isfinite() & high.isfinite()
+    _, c, strips = embeddings.shape
+    by_strip = distance == "strip_euclidean"
+    taken = torch.empty(
+        (strips, len(rows), c) if by_strip else (1, len(rows), c * strips),
+        device=embeddings.device if isinstance(embeddings, Tensor) else "cpu",
+    )
+    finite = np.ones(len(rows), np.bool_)
+    step = max(1, COPIED_BYTES // (4 * c * strips))
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        if isinstance(embeddings, Tensor):
+            numbers = torch.as_tensor(rows[part], device=embeddings.device)
+            chosen = embeddings.detach()[numbers].float()
+        else:
+            chosen = torch.from_numpy(np.asarray(embeddings[rows[part]], np.float32))
+        low, high = chosen.flatten(1).aminmax(dim=1)  # [b] each; NaN stays NaN
+        finite[part] = (low.isfinite() & high.isfinite()).cpu().numpy()
+        if by_strip:
+            taken[:, part] = chosen.permute(2, 0, 1)  # [b, c, strips] -> [strips, b, c]
+        else:
+            flat = chosen.flatten(1)  # [b, c * strips]
+            taken[0, part] = F.normalize(flat, dim=1) if distance == "cosine" else flat
     if not finite.all():
-        bad = rows[(~finite).cpu().numpy()]
+        bad = rows[~finite]
         raise ValueError(
             f"embeddings: {len(bad)} of the {len(rows)} rows looked at hold NaN or infinite values "
             f"(first: row {bad[0]}); the network that made them has diverged"
         )
-    if distance == "strip_euclidean":
-        return chosen.permute(2, 0, 1).contiguous()  # [strips, rows, c]
-    flat = chosen.reshape(1, len(rows), -1)  # [1, rows, c * strips]
-    return F.normalize(flat, dim=2) if distance == "cosine" else flat
+    return taken

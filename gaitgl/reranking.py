@@ -69,8 +69,8 @@ def reranked_blocks(
 
     Args:
         embeddings, probe_rows, gallery_rows, distance: see `distance_blocks`.
-        block_bytes: see `distance_blocks`; of the first pass, working memory is four times that and
-            two float32 copies of all rows.
+        block_bytes: see `distance_blocks`; of the first pass, working memory is about five times
+            that and one float32 copy of all rows.
         k1, k2, original_share: see above; the paper's values.
         on_block: called after each block of the first pass, which takes by far the most time, with
             the rows done so far and the number of all.

@@ -110,7 +110,7 @@ class VerificationPass:
 def error_rates(result: Verification) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """FAR and FRR as shares, [T + 1] each: first a threshold that accepts nothing, then each.
 
-    All NaN without impostor pairs, or without genuine pairs.
+    FAR is all NaN without impostor pairs, FRR without genuine pairs.
     """
     far, tar = (
         np.append(0, counts) / (counts[-1] if len(counts) and counts[-1] else np.nan)

@@ -31,11 +31,19 @@ def by_definition(embeddings: Array, probes: Array, gallery: Array, distance: st
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_distances_equal_their_definitions(embeddings: Array, distance: Any) -> None:
     probes, gallery = np.array([0, 2, 8]), np.array([1, 3, 4, 5, 6, 7])
-    blocks = list(distance_blocks(embeddings, probes, gallery, distance, block_bytes=48))
+    blocks = list(distance_blocks(embeddings, probes, gallery, distance, block_bytes=160))
     assert [rows for rows, _ in blocks] == [slice(0, 2), slice(2, 3)]
     found = np.concatenate([distances for _, distances in blocks])
     expected = by_definition(embeddings, probes, gallery, distance)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_blocks_are_bounded_by_the_gallery_or_by_the_probes(embeddings: Array) -> None:
+    """20 numbers a row: a long gallery makes blocks of few probes, a short one does not of many."""
+    for repeats, expected in ((1, [3, 3, 3]), (10, [1] * 9)):
+        gallery = np.tile(np.arange(4), repeats)
+        blocks = distance_blocks(embeddings, np.arange(9), gallery, "euclidean", 3 * 20 * 4)
+        assert [len(distances) for _, distances in blocks] == expected
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
