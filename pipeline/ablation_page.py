@@ -55,8 +55,10 @@ compares stands in `pipeline/ablations.py`.
 {command}
 ```
 
-{count} of {planned} experiments, at commit {commit}, on {machine}. Settings are those of
-`params.yaml`, but for the command's, and for what the second column says.
+{count} experiments at commit {commit}, on {machine}.
+{missing}
+
+Settings are those of `params.yaml`, but for the command's, and for what the second column says.
 
 - Rank-1 is that of unseen subjects by each dataset's headline protocol, averaged over seeds. In
   brackets: the 95 % interval of the bootstrap over test subjects (`gaitgl/bootstrap.py`).
@@ -65,6 +67,9 @@ compares stands in `pipeline/ablations.py`.
   there is the third table. Of many intervals at 95 %, one in twenty misses by chance.
 - A training far shorter than the paper's (250 000 and 15 000 steps) says which network learns
   faster, which need not be the one that ends better.
+- With the activation after the sum, two branches that are added are one convolution with the sum of
+  their kernels, but for the rows beside the parts' borders, and each step moves both kernels. What
+  they gain over one branch may be those larger steps.
 
 `dvc exp show` lists all experiments. In MLflow (`make ui`) one filter shows them:
 `tags.dvc_exp LIKE 'ablation-%' AND tags.stage = 'evaluate'`.
@@ -94,19 +99,19 @@ def ablations_page(
     claims: Sequence[Claim],
     outcomes: Outcomes,
     *,
-    planned: int,
+    missing: Sequence[str],
     data: str,
     command: str,
     commit: str,
     machine: str,
 ) -> str:
-    """The whole page. The first of ``variants`` is the baseline; ``planned`` experiments were to be
-    run."""
+    """The whole page. The first of ``variants`` is the baseline; ``missing`` are the names of
+    experiments that should be among ``outcomes`` and are not."""
     return PAGE.format(
         data=data,
         command=command,
         count=sum(map(len, outcomes.values())),
-        planned=planned,
+        missing=_missing_words(missing),
         commit=commit,
         machine=machine,
         baseline=variants[0].name,
@@ -138,6 +143,8 @@ def verdict(claim: Claim, outcomes: Outcomes) -> str:
         else:
             word = "not settled"
         seen[word].append(f"{column} {_signed(change)}")
+    if not any(seen.values()):
+        return f"{claim.words}. **Not tested**: both gave the same figures everywhere."
     if seen["better"]:
         head = "Reproduced" if not (seen["worse"] or seen["not settled"]) else "Reproduced in part"
     elif seen["worse"]:
@@ -145,8 +152,15 @@ def verdict(claim: Claim, outcomes: Outcomes) -> str:
     else:
         head = "Not reproduced: no difference that can be told from chance"
     details = "; ".join(f"{word}: {', '.join(found)}" for word, found in seen.items() if found)
-    count = "one seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
+    count = "one seed, others may differ" if len(seeds) == 1 else f"{len(seeds)} seeds"
     return f"{claim.words}. **{head}** ({count}); {details}."
+
+
+def _missing_words(missing: Sequence[str]) -> str:
+    if not missing:
+        return "Nothing is missing."
+    names = ", ".join(f"`{name}`" for name in missing)
+    return f"**Missing: {len(missing)} of those planned**: {names}."
 
 
 def _rank1_table(variants: Sequence[Variant], outcomes: Outcomes) -> str:

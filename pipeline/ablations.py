@@ -23,8 +23,8 @@ from pipeline.ablation_page import Claim, Outcome, Outcomes, Variant, ablations_
 from pipeline.check import WALKERS
 from pipeline.errors import PipelineError, listing, run_stage
 from pipeline.estimates import figures
-from pipeline.files import write_bytes
-from pipeline.mlflow_store import tracking_uri
+from pipeline.files import new_folder, write_bytes
+from pipeline.mlflow_store import find_runs, open_store, tracking_uri
 from pipeline.probe_table import read_probes
 from pipeline.settings import DATASETS, Settings
 from pipeline.tracking import git
@@ -34,6 +34,10 @@ FETCHED = Path("runs/ablations")
 STAGES = ("pretrain", "finetune")
 UNFINISHED = ("Queued", "Running")
 POLL_S = 10.0
+WORKER_S = 60.0
+"""How long no worker is seen before others are started: one takes a while to come up, and on a busy
+machine DVC's leave before the queue is empty."""
+MOST_STARTS = 3
 STATE = re.compile(r"^\w{7} +(\S+) .* (Queued|Running|Success|Failed) *$", re.MULTILINE)
 """A row of `dvc queue status`: an experiment's name and its state."""
 
@@ -104,7 +108,7 @@ def main() -> None:
     }
     if not arguments.page:
         run(planned, arguments.settings, arguments.jobs)
-    outcomes, missing = collect(planned, settings.runtime.experiment)
+    outcomes, missing = collect(planned)
     if not outcomes:
         raise PipelineError(
             "no experiment has finished at this commit; `dvc queue status` shows what there is"
@@ -118,7 +122,7 @@ def main() -> None:
             VARIANTS,
             CLAIMS,
             outcomes,
-            planned=len(planned),
+            missing=missing,
             data=_data(settings),
             command=_command(arguments.seeds, changed),
             commit=_commit(),
@@ -149,7 +153,7 @@ def run(experiments: dict[str, tuple[Variant, int]], settings: Sequence[str], jo
         )
     # Experiments see what DVC has: the data is made once, not by each. And where dvc.lock names
     # outputs that the cache lacks, as in a fresh clone, DVC 3.67 cannot restore an experiment.
-    _dvc("repro", shown=True)
+    _dvc("repro", output=None)
     _remove("queue", [name for name in experiments if name in states])
     earlier = _dvc("exp", "list", "--all-commits", "--name-only").split()
     _remove("exp", [name for name in experiments if name in earlier])
@@ -158,13 +162,12 @@ def run(experiments: dict[str, tuple[Variant, int]], settings: Sequence[str], jo
         overrides = [*settings, *(f"{key}={json.dumps(value)}" for key, value in changed.items())]
         flags = [flag for override in overrides for flag in ("-S", override)]
         _dvc("exp", "run", "--queue", "--name", name, *flags)
-    # shown, for workers keep what it prints to open for as long as they live
-    _dvc("queue", "start", "--jobs", str(jobs), shown=True)
+    _start_workers(jobs)
     print(
         f"{len(experiments)} experiments are queued. Ctrl-C ends the waiting and not the queue: "
         "`dvc queue stop --kill` does."
     )
-    _wait(experiments)
+    _wait(experiments, jobs)
 
 
 def queue_states() -> dict[str, str]:
@@ -172,19 +175,17 @@ def queue_states() -> dict[str, str]:
     return dict(STATE.findall(_dvc("queue", "status")))
 
 
-def collect(
-    experiments: dict[str, tuple[Variant, int]], mlflow_experiment: str
-) -> tuple[Outcomes, list[str]]:
+def collect(experiments: dict[str, tuple[Variant, int]]) -> tuple[Outcomes, list[str]]:
     """What the experiments of this commit came to, and the names of those not finished.
 
     Their files are left in ``FETCHED``.
     """
     finished = _dvc("exp", "list", "--name-only").split()
-    seconds = _training_seconds(mlflow_experiment)
+    seconds = _training_seconds()
     outcomes: Outcomes = {}
     for name, (variant, seed) in experiments.items():
         if name in finished:
-            folder = _fetched(name)
+            folder = fetched(name)
             outcomes.setdefault(variant.name, {})[seed] = outcome(folder, seconds.get(name, {}))
     return outcomes, [name for name in experiments if name not in finished]
 
@@ -230,64 +231,64 @@ def common_changes(settings: Settings, used: Sequence[Settings]) -> dict[str, st
     return changes
 
 
-def _wait(experiments: dict[str, tuple[Variant, int]]) -> None:
+def _wait(experiments: dict[str, tuple[Variant, int]], jobs: int) -> None:
     told: dict[str, str] = {}
-    polls_alone = 0
+    worker_seen = time.monotonic()
+    starts = 0  # of workers, since an experiment went on
     while True:
         status = _dvc("queue", "status")
         states = {name: state for name, state in STATE.findall(status) if name in experiments}
         for name, state in states.items():
             if state not in ("Queued", told.get(name)):
                 print(f"{time.strftime('%H:%M')}  {state.lower()}: {name}", flush=True)
+                starts = 0
         told = states
         if not any(state in UNFINISHED for state in states.values()):
             return
-        polls_alone = polls_alone + 1 if "Worker status: 0 active, 0 idle" in status else 0
-        if polls_alone == 3:  # a worker needs some seconds to come up
-            raise PipelineError(
-                "DVC's workers are gone: `dvc queue status` shows what is left, `dvc queue start` "
-                "goes on with it, and then `make ablations ARGS=--page` writes the page"
-            )
+        if "Worker status: 0 active, 0 idle" not in status:
+            worker_seen = time.monotonic()
+        elif time.monotonic() - worker_seen > WORKER_S:
+            if starts == MOST_STARTS:
+                raise PipelineError(
+                    "DVC's workers do not go on: `dvc queue status` shows what is left, "
+                    "`dvc queue start` tries again, and then `make ablations ARGS=--page` writes "
+                    "the page"
+                )
+            starts += 1
+            _start_workers(jobs)
+            worker_seen = time.monotonic()
         time.sleep(POLL_S)
 
 
-def _fetched(name: str) -> Path:
+def _start_workers(jobs: int) -> None:
+    # they hold what they are given as output open for as long as they live
+    _dvc("queue", "start", "--jobs", str(jobs), output=subprocess.DEVNULL)
+
+
+def fetched(name: str) -> Path:
     """The files of an experiment that ``outcome`` reads, in a folder."""
-    from dvc.api import DVCFileSystem  # slow to import
-
-    folder = FETCHED / name
-    files = {f"{dataset}/probes.parquet": f"reports/{dataset}/tables" for dataset in DATASETS}
-    files |= {f"{stage}/history.csv": f"models/{stage}" for stage in STAGES}
-    files["params.yaml"] = "."
-    experiment = DVCFileSystem(str(Path.cwd()), rev=name)
-    for file, source in files.items():
-        target = folder / file
-        target.parent.mkdir(parents=True, exist_ok=True)
-        experiment.get_file(f"{source}/{target.name}", str(target))
-    return folder
+    with new_folder(FETCHED / name) as folder:  # DVC's links to its cache must not be written to
+        for dataset in DATASETS:
+            _get(name, f"reports/{dataset}/tables", folder / dataset)
+        for stage in STAGES:
+            (folder / stage).mkdir()
+            _get(name, f"models/{stage}/history.csv", folder / stage / "history.csv")
+        _get(name, "params.yaml", folder / "params.yaml")
+    return FETCHED / name
 
 
-def _training_seconds(mlflow_experiment: str) -> dict[str, dict[str, float]]:
+def _get(name: str, path: str, to: Path) -> None:
+    _dvc("get", ".", path, "--rev", name, "--out", str(to))
+
+
+def _training_seconds() -> dict[str, dict[str, float]]:
     """How long the stages of each experiment ran, by name and stage, as MLflow knows it."""
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient(tracking_uri())
-    found = client.get_experiment_by_name(mlflow_experiment)
     seconds: dict[str, dict[str, float]] = {}
-    token = None
-    while found is not None:
-        runs = client.search_runs(
-            [found.experiment_id],
-            "tags.dvc_exp LIKE 'ablation-%' AND attributes.status = 'FINISHED'",
-            page_token=token,
-        )
-        for run in runs:  # the latest first
-            by_stage = seconds.setdefault(run.data.tags["dvc_exp"], {})
-            took = (run.info.end_time - run.info.start_time) / 1000
-            by_stage.setdefault(run.data.tags["stage"], took)
-        token = runs.token
-        if not token:
-            break
+    condition = "tags.dvc_exp LIKE 'ablation-%' AND attributes.status = 'FINISHED'"
+    for run in find_runs(open_store(tracking_uri()), condition):
+        by_stage = seconds.setdefault(run.data.tags["dvc_exp"], {})
+        took = (run.info.end_time - run.info.start_time) / 1000
+        by_stage.setdefault(run.data.tags["stage"], took)  # the latest comes first
     return seconds
 
 
@@ -296,13 +297,12 @@ def _remove(what: str, names: list[str]) -> None:
         _dvc(what, "remove", *names)
 
 
-def _dvc(*arguments: str, shown: bool = False) -> str:
-    """What a command of DVC's prints; nothing where it is ``shown`` instead."""
-    pipe = None if shown else subprocess.PIPE
-    done = subprocess.run(["dvc", *arguments], stdout=pipe, stderr=pipe, text=True, check=False)
+def _dvc(*arguments: str, output: int | None = subprocess.PIPE) -> str:
+    """What a command of DVC's prints; nothing where its ``output`` goes elsewhere."""
+    done = subprocess.run(["dvc", *arguments], stdout=output, stderr=output, text=True, check=False)
     if done.returncode:
-        printed = "" if shown else f":\n{done.stdout}{done.stderr}"
-        raise PipelineError(f"`dvc {' '.join(arguments)}` failed{printed}")
+        printed = f"{done.stdout or ''}{done.stderr or ''}"
+        raise PipelineError(f"`dvc {' '.join(arguments)}` failed\n{printed}".rstrip())
     return done.stdout or ""
 
 

@@ -241,3 +241,13 @@ def test_a_copy_that_dvc_runs_an_experiment_in_belongs_to_its_project(below: str
 @pytest.mark.parametrize("path", ["/work/gait", "/work/.dvc/tmp", "/work/exps/tmp/gait"])
 def test_any_other_folder_is_a_project_of_its_own(path: str) -> None:
     assert project_of(Path(path)) == Path(path)
+
+
+def test_runs_are_found_by_a_condition_the_latest_first(tracking_store: Path) -> None:
+    client = MlflowClient(tracking_uri())
+    for number, name in enumerate(("a", "b")):
+        experiment = client.create_experiment(name)
+        for stage in ("pretrain", "evaluate"):
+            client.create_run(experiment, 1000 + number, {"stage": stage}, f"{stage}-{name}")
+    found = mlflow_store.find_runs(client, "tags.stage = 'evaluate'")
+    assert [run.info.run_name for run in found] == ["evaluate-b", "evaluate-a"]
