@@ -42,9 +42,14 @@ def main() -> None:
     os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # not an argument: others see those
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     os.environ["PYTHONWARNINGS"] = "ignore"
+    os.execvp("mlflow", command(port, arguments))
+
+
+def command(port: str, arguments: list[str]) -> list[str]:
+    """How MLflow's UI is started: for this machine alone, unless ``arguments`` say otherwise."""
     quiet = ["--uvicorn-opts", "--log-level warning"]
-    command = ["mlflow", "ui", "--host", "127.0.0.1", "--port", port, "--workers", "1", *quiet]
-    os.execvp("mlflow", [*command, *arguments])
+    here = ["--host", "127.0.0.1", "--port", port]
+    return ["mlflow", "ui", *here, "--workers", "1", *quiet, *arguments]
 
 
 def put_views(client: Any, experiment_name: str) -> str:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 STARTER = "import signal, subprocess, sys; signal.alarm(60); subprocess.run(sys.argv[1:])"
 """Waits for what it starts, as DVC does; what it starts has its standard input and output."""
 
-_OURS = ("DVC", "MLFLOW", "TORCHELASTIC", "PET_")
+_OURS = ("DVC", "MLFLOW", "TORCHELASTIC", "PET_", "MAKE", "MFLAGS", "ARGS", "PORT")
 
 
 def python(script: str, *arguments: str) -> tuple[str, ...]:
@@ -20,7 +20,7 @@ def python(script: str, *arguments: str) -> tuple[str, ...]:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """That of the tests, without what DVC or torchrun would have set."""
+    """That of the tests, without what make, DVC or torchrun would have set."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
     return {**clean, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **changes}
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from pipeline.settings import Settings
-from pipeline.ui import SETTINGS, address, links
+from pipeline.ui import SETTINGS, address, command, links
 from tests.browser import chromium
 from tests.child_processes import ROOT, environment
 from tests.lab_book import PICTURES, look, user_interface
@@ -31,6 +31,13 @@ def test_the_pages_that_readme_shows(tmp_path: Path) -> None:
 
 def test_columns_are_of_settings_that_exist() -> None:
     assert set(SETTINGS) <= set(Settings.load(ROOT / "params.yaml").flat())
+
+
+def test_the_ui_is_reached_from_this_machine_alone_unless_told_otherwise() -> None:
+    by_default = " ".join(command("5000", []))
+    assert by_default.count("--host") == by_default.count("--host 127.0.0.1 --port 5000") == 1
+    told = " ".join(command("5000", ["--host", "0.0.0.0"]))
+    assert told.index("--host 0.0.0.0") > told.index("--host 127.0.0.1")  # the last one counts
 
 
 def test_links_show_no_password() -> None:
