@@ -36,8 +36,8 @@ Project = Callable[..., Path]
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """States of trainings go to runs/ in the folder where a stage runs."""
+def _elsewhere(tracking_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """States of trainings go to runs/ in the folder where a stage runs, runs to a store there."""
     monkeypatch.chdir(tmp_path)
 
 
