@@ -22,7 +22,7 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.port = _free_port()
+        self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
@@ -80,7 +80,7 @@ class Late(BaseHTTPRequestHandler):
 @contextmanager
 def late_server(behind: str) -> Iterator[str]:
     """The address of a ``Late`` in a process of its own."""
-    port = _free_port()
+    port = free_port()
     process = multiprocessing.get_context("spawn").Process(
         target=_serve_late, args=(port, behind), daemon=True
     )
@@ -98,7 +98,7 @@ def _serve_late(port: int, behind: str) -> None:
     ThreadingHTTPServer(("127.0.0.1", port), handler).serve_forever()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]

@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.mlflow_servers import free_port
 from tests.browser import chromium
-from tests.servers import free_port, serving
+from tests.servers import serving
 from tests.small_project import ROOT, copy_project
 
 if TYPE_CHECKING:

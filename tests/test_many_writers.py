@@ -15,7 +15,8 @@ import sqlalchemy
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from tests.servers import free_port, serving
+from benchmarks.mlflow_servers import free_port
+from tests.servers import serving
 from tests.small_project import Project, copy_project
 
 WRITERS, STEPS, PARAMS, FILES = 8, 300, 150, 3
