@@ -86,7 +86,7 @@ def test_mlflow_holds_a_run_for_each_stage_with_its_curves(project: Project) -> 
         assert run.info.status == "FINISHED"
         assert run.data.tags["mlflow.source.git.commit"] == commit
         assert run.data.params["model.channels"] == "[2, 2, 4, 4, 4, 4]"
-        assert len(run.data.params) == len(_leaves(project))
+        assert len(run.data.params) == len(_settings(project))
     pretrain, finetune = runs["pretrain", "oumvlp"], runs["finetune", "casia_e"]
     assert pretrain.data.tags["dvc_stage"] == "pretrain"
     assert finetune.data.tags["upstream_pretrain_run_id"] == pretrain.info.run_id
@@ -125,7 +125,7 @@ def test_each_training_is_a_version_and_the_evaluated_one_is_promoted(project: P
     assert champion.run_id == versions["finetune"].run_id
 
 
-def _leaves(project: Project) -> list[str]:
+def _settings(project: Project) -> list[str]:
     tree = yaml.safe_load((project.folder / "params.yaml").read_text(encoding="utf-8"))
 
     def count(node: Any) -> list[str]:
