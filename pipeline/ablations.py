@@ -33,13 +33,15 @@ PAGE = Path("docs/ablations.md")
 FETCHED = Path("runs/ablations")
 STAGES = ("pretrain", "finetune")
 UNFINISHED = ("Queued", "Running")
-POLL_S = 10.0
-WORKER_S = 60.0
-"""How long no worker is seen before others are started: one takes a while to come up, and on a busy
-machine DVC's leave before the queue is empty."""
+POLL_S = 30.0
+"""Asking takes DVC seconds of a processor that the experiments could have."""
+WORKER_S = 90.0
+"""How long workers are missing before others are started: one takes a while to come up. DVC's leave
+before the queue is empty, and one that reads a message while another writes it dies of it."""
 MOST_STARTS = 3
 STATE = re.compile(r"^\w{7} +(\S+) .* (Queued|Running|Success|Failed) *$", re.MULTILINE)
 """A row of `dvc queue status`: an experiment's name and its state."""
+WORKERS = re.compile(r"^Worker status: (\d+) active, (\d+) idle", re.MULTILINE)
 
 BASELINE: dict[str, str | float | bool] = {
     "model.branches": "both",
@@ -233,7 +235,7 @@ def common_changes(settings: Settings, used: Sequence[Settings]) -> dict[str, st
 
 def _wait(experiments: dict[str, tuple[Variant, int]], jobs: int) -> None:
     told: dict[str, str] = {}
-    worker_seen = time.monotonic()
+    all_seen = time.monotonic()  # as many workers as there should be
     starts = 0  # of workers, since an experiment went on
     while True:
         status = _dvc("queue", "status")
@@ -243,12 +245,14 @@ def _wait(experiments: dict[str, tuple[Variant, int]], jobs: int) -> None:
                 print(f"{time.strftime('%H:%M')}  {state.lower()}: {name}", flush=True)
                 starts = 0
         told = states
-        if not any(state in UNFINISHED for state in states.values()):
+        unfinished = sum(state in UNFINISHED for state in states.values())
+        if not unfinished:
             return
-        if "Worker status: 0 active, 0 idle" not in status:
-            worker_seen = time.monotonic()
-        elif time.monotonic() - worker_seen > WORKER_S:
-            if starts == MOST_STARTS:
+        workers = sum(int(n) for found in WORKERS.findall(status) for n in found)
+        if workers >= min(jobs, unfinished):
+            all_seen = time.monotonic()
+        elif time.monotonic() - all_seen > WORKER_S:
+            if starts >= MOST_STARTS and not workers:
                 raise PipelineError(
                     "DVC's workers do not go on: `dvc queue status` shows what is left, "
                     "`dvc queue start` tries again, and then `make ablations ARGS=--page` writes "
@@ -256,7 +260,7 @@ def _wait(experiments: dict[str, tuple[Variant, int]], jobs: int) -> None:
                 )
             starts += 1
             _start_workers(jobs)
-            worker_seen = time.monotonic()
+            all_seen = time.monotonic()
         time.sleep(POLL_S)
 
 
