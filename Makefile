@@ -36,7 +36,7 @@ repro: $(READY)
 	@$(if $(DRY),,python -m pipeline.restored && python -m pipeline.results)
 
 test: $(READY)
-	@OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile $(ARGS)
+	@OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 soak: $(READY)
 	@OMP_NUM_THREADS=1 python -m pytest -n auto -m soak -rA $(ARGS)

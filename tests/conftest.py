@@ -31,6 +31,12 @@ for _number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         _default = signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL
         signal.signal(_number, _default)
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole pipelines first: a file runs in one process, and the long ones must not come last."""
+    items.sort(key=lambda item: "stages" not in item.path.parts)
+
+
 VIEWS = ["000", "060", "090"]
 MIN_FOREGROUND, MIN_FRAMES = 10_000, 3
 
