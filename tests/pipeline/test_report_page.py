@@ -29,7 +29,13 @@ from tests.pipeline.walks import walks
 CASIA_E = CasiaERelease(Path(), [], "release").protocols
 SEQUENCES = ("H-scene1-nm-1", "L-scene2-nm-1", "H-scene3-bg-2", "L-scene3_s-cl-1")
 BAD = "<img src=x onerror=alert(1)>\"'&"
-SETTINGS = {"distance": "euclidean", "reranking.method": "none", "cmc_ranks": 20}
+SETTINGS = {
+    "protocols": ["view_pairs", "all_views"],
+    "distance": "euclidean",
+    "reranking.method": "none",
+    "cmc_ranks": 20,
+    "submission.columns": "videoID,subjectID",
+}
 TRAINING = {
     "subjects_per_batch": 8,
     "sequences_per_subject": 4,
@@ -318,6 +324,22 @@ def test_a_browser_shows_every_picture_on_a_phone_and_on_a_desk_and_prints(
             pdf = shown.pdf(format="A4")
     assert pdf.startswith(b"%PDF-")
     assert 3 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 20
+
+
+@pytest.mark.parametrize("width", [320, 390, 820, 1_280, 1_920])
+def test_nothing_sticks_out_of_the_headlines_and_of_the_settings(folder: Path, width: int) -> None:
+    with (
+        chromium() as browser,
+        opened(browser, (folder / "index.html").as_uri(), width) as shown,
+    ):
+        boxes = shown.locator(".settings .scroll, .headlines .figures div")
+        assert boxes.count() >= 10
+        assert boxes.evaluate_all("all => all.map(e => e.scrollWidth - e.clientWidth)") == (
+            [0] * boxes.count()
+        )
+        # a number and its % stay on one line, the interval is on the next
+        lines = "all => all.map(e => e.offsetHeight / parseFloat(getComputedStyle(e).lineHeight))"
+        assert max(shown.locator(".headlines dd").evaluate_all(lines)) < 2
 
 
 def test_numbers_of_the_heat_maps_can_be_opened(folder: Path, case: Case) -> None:
