@@ -32,7 +32,8 @@ class Confusion:
 
     condition: str
     strips: list[tuple[str, str, Picture]]
-    """What it is, key and distance, silhouettes: the probe, the wrong entry, any right one."""
+    """What it is, key and distance, silhouettes: the probe, the wrong entry, the nearest right one
+    in the same gallery, unless it holds none."""
 
 
 def report_figures(

@@ -234,6 +234,21 @@ def test_each_confusion_is_on_the_page_with_keys_and_distances(page: str, case: 
         assert f"distance {row['wrong_distance']:.4g}" in text
 
 
+def test_what_a_confusion_is_compared_with_is_said_of_either_gallery(
+    page: str, case: Case, tmp_path: Path
+) -> None:
+    pairs, together = case.evaluation.results
+    assert (pairs.confusions["wrong_view"] == pairs.confusions["right_view"]).all()
+    assert (together.confusions["wrong_view"] != together.confusions["right_view"]).any()
+    words = "compared with their own subject's nearest entry"
+    assert f"in the gallery of one view, {words} at that view." in _Outline(page).text
+    evaluation = replace(case.evaluation, results=[together])
+    other = replace(case, protocols=case.protocols[1:], evaluation=evaluation).write(tmp_path)
+    assert f"All views as one gallery: the probes that lie nearest to somebody else, {words}." in (
+        _Outline(other).text
+    )
+
+
 def test_every_figure_is_a_file_too_and_on_the_page(page: str, folder: Path) -> None:
     names = {path.stem for path in (folder / "figures").iterdir()}
     assert names == {
