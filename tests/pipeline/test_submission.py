@@ -133,6 +133,22 @@ def test_all_problems_come_at_once() -> None:
     assert "1 line(s) name nobody of the gallery:\n  line 5: '999'" in found
 
 
+def test_an_open_quote_is_told_with_its_line_however_much_follows() -> None:
+    videos = [f"{i:05}" for i in range(1, 20_001)]
+    lines = ["videoID,label", *(f"{video},501" for video in videos)]
+    lines[1] = '00001,"501'
+    lines[3] = f"00003,{'5' * 200_000}"  # longer than Python's csv takes
+    found = problems("\n".join(lines).encode(), videos, GALLERY, COLUMNS[1], unknown=False)
+    assert found == [
+        "2 line(s) are no CSV; ids need no quotes:\n"
+        "  line 2: unexpected end of data\n"
+        "  line 4: field larger than field limit (131072)",
+        "2 of 20000 probe videos have no line:\n  00001\n  00003",
+    ]
+    (first,) = problems(b'"videoID,label', [], GALLERY, COLUMNS[1], unknown=False)[:1]
+    assert first == 'line 1: expected videoID,label, got "videoID,label'
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
