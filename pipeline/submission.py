@@ -150,7 +150,8 @@ def problems(
         lines.append(fields)
     if not lines or lines[0] != columns.split(","):
         got = printable(",".join(lines[0])) if lines else "nothing"
-        found.append(f"line 1: expected {columns}, got {got}")
+        other = f" (--columns {got}, if that is this year's)" if got in COLUMNS else ""
+        found.append(f"line 1: expected {columns}, got {got}{other}")
     rows: list[tuple[int, str, str]] = []
     torn = []
     for number, fields in enumerate(lines[1:], start=2):
@@ -174,8 +175,9 @@ def problems(
     found += _told("line(s) name no probe video", strange)
     if absent and strange and {_bare(v) for v in absent} & {_bare(v) for v in counts}:
         found.append("ids lack zeros at their front, or have spaces: a spreadsheet does that")
+    without = "" if unknown else f" ({UNKNOWN} is not allowed without --unknown)"
     found += _told(
-        f"line(s) name nobody of the gallery{'' if unknown else f' ({UNKNOWN} is not allowed)'}",
+        f"line(s) name nobody of the gallery{without}",
         [f"line {n}: {subject!r}" for n, _, subject in rows if subject not in allowed],
     )
     return found

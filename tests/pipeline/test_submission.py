@@ -126,7 +126,8 @@ def test_all_problems_come_at_once() -> None:
         "2 video(s) have more than one line:\n  00001\n  00003",
         "1 line(s) name no probe video:\n  line 4: '2'",
         "ids lack zeros at their front",
-        "2 line(s) name nobody of the gallery (-1 is not allowed):\n  line 5: '999'\n  line 6:",
+        "2 line(s) name nobody of the gallery (-1 is not allowed without --unknown):\n"
+        "  line 5: '999'\n  line 6:",
     ):
         assert expected in found
     found = "\n".join(problems(content, VIDEOS, GALLERY, COLUMNS[1], unknown=True))
@@ -185,8 +186,10 @@ def test_the_validator_as_a_command(
         run()
     lines = [f"{i:05},-1" for i in range(1, 8)]
     path.write_text("\n".join(["videoID,subjectID", *lines]))
-    with pytest.raises(PipelineError, match=r"mine\.csv has 2 problem\(s\):\n  line 1: expected "):
+    with pytest.raises(PipelineError, match=r"mine\.csv has 2 problem\(s\):\n  line 1: ") as raised:
         run()
+    assert "got videoID,subjectID (--columns videoID,subjectID, if that is" in str(raised.value)
+    assert "nobody of the gallery (-1 is not allowed without --unknown)" in str(raised.value)
     run("--columns", "videoID,subjectID", "--unknown")
     assert "in order: 7 probe videos, each with one line" in capsys.readouterr().out
     command = [sys.executable, "-m", "pipeline.submission", "check", path, catalogue]
