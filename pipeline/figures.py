@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from pipeline.names import label
 from pipeline.pictures import png_of
@@ -63,6 +64,7 @@ def cmc_curves(curves: pd.DataFrame, title: str) -> bytes:
     """One line per condition; columns: condition, rank, percent."""
     figure = Figure(figsize=PLOT, layout="constrained")
     axes = figure.subplots()
+    last = int(curves["rank"].max())
     for (condition, rows), colour, line in zip(
         curves.groupby("condition", sort=False), cycle(COLOURS), cycle(LINES)
     ):
@@ -71,15 +73,18 @@ def cmc_curves(curves: pd.DataFrame, title: str) -> bytes:
             rows["percent"],
             marker="o",
             markersize=3,
+            markevery=max(1, last // 20),  # so that they do not cover the line
             color=colour,
             linestyle=line,
             label=label(str(condition)),
+            clip_on=False,  # a marker at 100 % is drawn whole
         )
     axes.set(xlabel="rank", ylabel="identified within rank (%)")
     _title(axes, title)
-    axes.set_ylim(top=101)
+    axes.set_ylim(max(0, axes.get_ylim()[0]), 100)
     axes.set_xlim(left=0.5)
-    axes.set_xticks([1, *range(5, int(curves["rank"].max()) + 1, 5)])
+    ticks = MaxNLocator(8, steps=[1, 2, 2.5, 5, 10], integer=True).tick_values(1, last)
+    axes.set_xticks([1, *(tick for tick in ticks if 1 < tick <= last)])
     _plain(axes)
     _legend(axes, curves["condition"].nunique(), "lower right")
     return png_of(figure)
