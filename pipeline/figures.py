@@ -183,6 +183,7 @@ def embedding_map(
     subjects: Sequence[str],
     roles: Sequence[str],
     others: Table,
+    others_name: str,
     axis_names: tuple[str, str],
 ) -> bytes:
     """Points [n, 2] with a colour for each subject and a marker for each role; ``others`` [m, 2]
@@ -213,7 +214,7 @@ def embedding_map(
         Line2D([], [], linestyle="", marker=marker, color="0.3", label=label(role))
         for role, marker in markers.items()
     ]
-    rest = [Line2D([], [], linestyle="", marker=".", color="0.75", label="other subjects")]
+    rest = [Line2D([], [], linestyle="", marker=".", color="0.75", label=others_name)]
     handles = [*how, *who, *(rest if len(others) else [])]
     for text in figure.legend(handles=handles, loc="outside right center", fontsize=8).get_texts():
         text.set_parse_math(False)

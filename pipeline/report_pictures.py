@@ -69,11 +69,12 @@ def report_figures(
                 embeddings.subjects,
                 embeddings.roles,
                 embeddings.others,
+                embeddings.others_name,
                 embeddings.axes,
             ),
             f"Embeddings of {len(embeddings.points)} sequences of {shown} subjects on a plane "
-            f"({embeddings.method}), a colour for each subject; {len(embeddings.others)} of others "
-            "in grey",
+            f"({embeddings.method}), a colour for each subject; {len(embeddings.others)} in grey: "
+            f"{embeddings.others_name}",
         )
     return drawn
 

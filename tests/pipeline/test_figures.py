@@ -59,7 +59,9 @@ DRAWN: dict[str, Callable[[], bytes]] = {
     "det": lambda: det_curves(DET, "OUMVLP"),
     "loss": lambda: loss_curve(HISTORY, "pretrain"),
     "p": lambda: p_curve(HISTORY, "pretrain"),
-    "map": lambda: embedding_map(POINTS, ["a", "a", "b"], ["x", "y", "x"], POINTS, ("1st", "2nd")),
+    "map": lambda: embedding_map(
+        POINTS, ["a", "a", "b"], ["x", "y", "x"], POINTS, "others", ("1st", "2nd")
+    ),
 }
 
 
@@ -135,9 +137,11 @@ def test_a_det_curve_shows_no_rate_as_the_smallest_that_there_is_a_place_for() -
 
 
 def test_subjects_have_colours_and_the_others_none() -> None:
-    alone = _pixels(embedding_map(POINTS, ["a", "a", "b"], ["x"] * 3, POINTS[:0], ("", "")))
+    alone = _pixels(
+        embedding_map(POINTS, ["a", "a", "b"], ["x"] * 3, POINTS[:0], "others", ("", ""))
+    )
     among = _pixels(
-        embedding_map(POINTS, ["a", "a", "b"], ["x"] * 3, POINTS[[0] * 5] + 1.5, ("", ""))
+        embedding_map(POINTS, ["a", "a", "b"], ["x"] * 3, POINTS[[0] * 5] + 1.5, "others", ("", ""))
     )
     for pixels in (alone, among):
         assert _where(pixels, COLOURS[0])[2] > _where(pixels, COLOURS[1])[2] > 50
@@ -151,7 +155,7 @@ def test_names_are_drawn_as_they_are_whatever_they_hold(name: str) -> None:
     names = [name.format(i) for i in range(3)]
     for png in (
         heat_map(np.zeros((3, 3)), names, "x"),
-        embedding_map(POINTS, names, ["gallery"] * 3, POINTS, ("", "")),
+        embedding_map(POINTS, names, ["gallery"] * 3, POINTS, "others", ("", "")),
     ):
         height, width = _pixels(png).shape[:2]
         assert max(height, width) < 1_500

@@ -312,11 +312,14 @@ def test_a_competition_has_a_submission_instead_of_figures(case: Case, tmp_path:
         protocols=Hid.protocols,
         evaluation=Evaluation([], table, ["One had to be guessed."]),
     )
-    text = _Outline(competition.write(tmp_path)).text
+    page = competition.write(tmp_path)
+    text = _Outline(page).text
     assert "HID" in text
     assert "submission.csv names somebody for each of 2 probe videos: 1 subject in all" in text
     assert "One had to be guessed." in text
     assert Hid.protocols[0].rules()[0] in text
+    probes = int((keys["sequence"] == "probe").sum())
+    assert f"a colour for each subject; {probes} in grey: probes" in page
     assert "95 %" not in text
 
 
