@@ -345,12 +345,14 @@ def test_a_browser_shows_every_picture_on_a_phone_and_on_a_desk_and_prints(
 
 
 @pytest.mark.parametrize("width", [320, 390, 820, 1_280, 1_920])
-def test_nothing_sticks_out_of_the_headlines_and_of_the_settings(folder: Path, width: int) -> None:
+def test_nothing_sticks_out_of_headlines_settings_and_the_map(folder: Path, width: int) -> None:
     with (
         chromium() as browser,
         opened(browser, (folder / "index.html").as_uri(), width) as shown,
     ):
-        boxes = shown.locator(".settings .scroll, .headlines .figures div")
+        boxes = shown.locator(
+            ".settings .scroll, .headlines .figures div, section:has(#embeddings) .scroll"
+        )
         assert boxes.count() >= 10
         assert boxes.evaluate_all("all => all.map(e => e.scrollWidth - e.clientWidth)") == (
             [0] * boxes.count()
