@@ -33,7 +33,7 @@ DATASETS = {"oumvlp": "OUMVLP", "casia_e": "CASIA-E"}
 DISTANCES = {
     "euclidean": "Euclidean distance of flattened embeddings",
     "strip_euclidean": "mean over strips of the Euclidean distances of their embeddings",
-    "cosine": "cosine distance of flattened embeddings",
+    "cosine": "Euclidean distance of flattened embeddings scaled to length 1, √(2 - 2 cos)",
 }
 
 FIGURES = {

@@ -8,9 +8,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pandas as pd
 import pytest
 
+from gaitgl.distances import pair_distances
 from pipeline.distance_pass import Method
 from pipeline.embedding_file import Embeddings
 from pipeline.embedding_map import embedding_map
@@ -219,6 +221,19 @@ def test_what_was_trained_on_what_and_with_which_settings(page: str) -> None:
     assert "lr_drops [2]" in text
     assert f"checkpoint of finetune {'a' * 64}" in text
     assert "commit of the code c0ffee" in text
+
+
+def test_the_page_names_the_distance_that_its_numbers_are(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
+    cos = (a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b)
+    (apart,) = pair_distances(np.stack([a, b]), np.array([0]), np.array([1]), "cosine")
+    assert apart == pytest.approx(np.sqrt(2 - 2 * cos), rel=1e-5)
+    monkeypatch.setitem(SETTINGS, "distance", "cosine")
+    text = _Outline(case.write(tmp_path)).text
+    assert "compared by the Euclidean distance of flattened embeddings scaled to length 1" in text
+    assert "√(2 - 2 cos)" in text
 
 
 def test_each_confusion_is_on_the_page_with_keys_and_distances(page: str, case: Case) -> None:
