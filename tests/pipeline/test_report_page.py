@@ -38,6 +38,7 @@ SETTINGS = {
     "cmc_ranks": 20,
     "submission.columns": "videoID,subjectID",
 }
+MADE_FROM = {"embeddings": "e" * 64, "protocols": "f" * 64, "commit of the code": "c0ffee"}
 TRAINING = {
     "subjects_per_batch": 8,
     "sequences_per_subject": 4,
@@ -78,7 +79,7 @@ class Case:
     store: SilhouetteStore
     records: tuple[TrainingRecord, ...] = (PRETRAIN, FINETUNE)
 
-    def write(self, folder: Path, commit: str = "c0ffee") -> str:
+    def write(self, folder: Path) -> str:
         """Write the report and return the page."""
         plane = embedding_map(self.keys, self.embeddings, self.protocols[0])
         write_page(
@@ -89,7 +90,7 @@ class Case:
             plane,
             self.store,
             SETTINGS,
-            commit,
+            MADE_FROM,
         )
         return (folder / "index.html").read_bytes().decode()
 
@@ -190,6 +191,8 @@ def test_the_headline_and_every_figure_stand_with_their_intervals(page: str, cas
         for rule in result.protocol.rules():
             assert rule in text
     assert "Excluded views: 270." in text
+    assert "with other test subjects against this same gallery, not with another training" in text
+    assert "Rank-k counts gallery sequences, not subjects, as OpenGait does" in text
     assert "Three were refused." in text
     assert "matched probes only" not in text
     assert text.count("both conventions give the same figures") == 2
@@ -220,7 +223,7 @@ def test_what_was_trained_on_what_and_with_which_settings(page: str) -> None:
     assert "p at the end 6.000 6.000" in text
     assert "lr_drops [2]" in text
     assert f"checkpoint of finetune {'a' * 64}" in text
-    assert "commit of the code c0ffee" in text
+    assert f"embeddings {'e' * 64} protocols {'f' * 64} commit of the code c0ffee" in text
 
 
 def test_the_page_names_the_distance_that_its_numbers_are(
