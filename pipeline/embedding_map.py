@@ -34,7 +34,10 @@ class EmbeddingMap:
     """Of each point: ``gallery``, or the condition of the probe."""
 
     others: Points
-    """[m, 2]: of other subjects."""
+    """[m, 2]: without a colour."""
+
+    others_name: str
+    """Whose those are: ``other subjects``, or ``probes`` where nobody knows who walks in them."""
 
     axes: tuple[str, str]
     method: str
@@ -47,13 +50,16 @@ def embedding_map(
 
     The plane of the two principal components of what is drawn; where the package umap is
     installed, UMAP's. The subjects are spread evenly over the sorted ones, the same every time.
+    Where probes have no labels, only the gallery's are subjects, and the probes are the others.
     """
     roles = _roles(keys, protocol)
-    compared = np.flatnonzero((roles != "") & ~keys["view"].isin(protocol.excluded_views))
-    subjects = sorted(set(keys["subject"].iloc[compared]))
+    compared = (roles != "") & ~keys["view"].isin(protocol.excluded_views)  # [n]
+    known = compared & (protocol.labelled | (roles == "gallery"))
+    subjects = sorted(set(keys["subject"][known]))
     chosen = [subjects[i] for i in _spread(len(subjects), SUBJECTS)]
-    is_chosen = keys["subject"].iloc[compared].isin(chosen).to_numpy()
-    rows, others = (_thinned(compared[mask]) for mask in (is_chosen, ~is_chosen))
+    coloured = known & keys["subject"].isin(chosen)
+    grey = compared & ~(coloured if protocol.labelled else known)
+    rows, others = (_thinned(np.flatnonzero(mask)) for mask in (coloured, grey))
     drawn = np.concatenate([rows, others])
     flat = embeddings[drawn].reshape(len(drawn), -1).astype(np.float64)  # [n + m, c · strips]
     if importlib.util.find_spec("umap") and len(drawn) > NEIGHBOURS:
@@ -68,6 +74,7 @@ def embedding_map(
         keys["subject"].iloc[rows].tolist(),
         roles.iloc[rows].tolist(),
         points[len(rows) :],
+        "other subjects" if protocol.labelled else "probes",
         axes,
         method,
     )

@@ -1,5 +1,6 @@
 """The figures of a report, as PNG bytes; the same data gives the same bytes."""
 
+import math
 from collections.abc import Sequence
 from itertools import cycle
 from statistics import NormalDist
@@ -11,6 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from pipeline.names import label
 from pipeline.pictures import png_of
@@ -63,6 +65,7 @@ def cmc_curves(curves: pd.DataFrame, title: str) -> bytes:
     """One line per condition; columns: condition, rank, percent."""
     figure = Figure(figsize=PLOT, layout="constrained")
     axes = figure.subplots()
+    last = int(curves["rank"].max())
     for (condition, rows), colour, line in zip(
         curves.groupby("condition", sort=False), cycle(COLOURS), cycle(LINES)
     ):
@@ -71,15 +74,18 @@ def cmc_curves(curves: pd.DataFrame, title: str) -> bytes:
             rows["percent"],
             marker="o",
             markersize=3,
+            markevery=max(1, last // 20),  # so that they do not cover the line
             color=colour,
             linestyle=line,
             label=label(str(condition)),
+            clip_on=False,  # a marker at 100 % is drawn whole
         )
     axes.set(xlabel="rank", ylabel="identified within rank (%)")
     _title(axes, title)
-    axes.set_ylim(top=101)
+    axes.set_ylim(max(0, axes.get_ylim()[0]), 100)
     axes.set_xlim(left=0.5)
-    axes.set_xticks([1, *range(5, int(curves["rank"].max()) + 1, 5)])
+    ticks = MaxNLocator(8, steps=[1, 2, 2.5, 5, 10], integer=True).tick_values(1, last)
+    axes.set_xticks([1, *(tick for tick in ticks if 1 < tick <= last)])
     _plain(axes)
     _legend(axes, curves["condition"].nunique(), "lower right")
     return png_of(figure)
@@ -178,15 +184,30 @@ def embedding_map(
     subjects: Sequence[str],
     roles: Sequence[str],
     others: Table,
+    others_name: str,
     axis_names: tuple[str, str],
 ) -> bytes:
     """Points [n, 2] with a colour for each subject and a marker for each role; ``others`` [m, 2]
     lie behind them in grey."""
-    figure = Figure(figsize=(6.4, 4.6), layout="constrained")
-    axes = figure.subplots()
-    axes.scatter(others[:, 0], others[:, 1], s=5, color="0.85", linewidths=0, zorder=0)
     colours = dict(zip(dict.fromkeys(subjects), cycle(_SUBJECT_COLOURS), strict=False))
     markers = dict(zip(dict.fromkeys(roles), cycle(MARKERS), strict=False))
+    who = [
+        Line2D([], [], linestyle="", marker="o", color=colour, label=f"subject {label(subject)}")
+        for subject, colour in colours.items()
+    ]
+    how = [
+        Line2D([], [], linestyle="", marker=marker, color="0.3", label=label(role))
+        for role, marker in markers.items()
+    ]
+    rest = [Line2D([], [], linestyle="", marker=".", color="0.75", label=others_name)]
+    handles = [*how, *who, *(rest if len(others) else [])]
+    # below the plot, for beside it a phone has no room; a letter is about 0.067 inches wide
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    across = int(np.clip(PLOT[0] / (0.067 * longest + 0.4), 1, 4))
+    down = math.ceil(len(handles) / across)
+    figure = Figure(figsize=(PLOT[0], PLOT[1] + 0.2 * down), layout="constrained")
+    axes = figure.subplots()
+    axes.scatter(others[:, 0], others[:, 1], s=5, color="0.85", linewidths=0, zorder=0)
     for role, marker in markers.items():
         rows = [i for i, name in enumerate(roles) if name == role]
         axes.scatter(
@@ -200,17 +221,10 @@ def embedding_map(
         )
     axes.set(xlabel=axis_names[0], ylabel=axis_names[1])
     axes.spines[["top", "right"]].set_visible(False)
-    who = [
-        Line2D([], [], linestyle="", marker="o", color=colour, label=f"subject {label(subject)}")
-        for subject, colour in colours.items()
-    ]
-    how = [
-        Line2D([], [], linestyle="", marker=marker, color="0.3", label=label(role))
-        for role, marker in markers.items()
-    ]
-    rest = [Line2D([], [], linestyle="", marker=".", color="0.75", label="other subjects")]
-    handles = [*how, *who, *(rest if len(others) else [])]
-    for text in figure.legend(handles=handles, loc="outside right center", fontsize=8).get_texts():
+    legend = figure.legend(
+        handles=handles, loc="outside lower center", ncols=across, fontsize=8, handlelength=1
+    )
+    for text in legend.get_texts():
         text.set_parse_math(False)
     return png_of(figure)
 

@@ -33,7 +33,7 @@ DATASETS = {"oumvlp": "OUMVLP", "casia_e": "CASIA-E"}
 DISTANCES = {
     "euclidean": "Euclidean distance of flattened embeddings",
     "strip_euclidean": "mean over strips of the Euclidean distances of their embeddings",
-    "cosine": "cosine distance of flattened embeddings",
+    "cosine": "Euclidean distance of flattened embeddings scaled to length 1, √(2 - 2 cos)",
 }
 
 FIGURES = {
@@ -62,16 +62,17 @@ def write_page(
     embeddings: EmbeddingMap,
     store: SilhouetteStore,
     settings: Mapping[str, Any],
-    commit: str,
+    made_from: Mapping[str, str],
 ) -> None:
     """Write ``figures/*.png`` and ``index.html`` below ``folder``; same arguments, same bytes.
 
     ``protocols``: those of ``evaluation``, the headline first; ``settings``: leaves of the section
-    evaluate; ``commit``: of the code. Of ``store`` only the sequences of confusions are read.
+    evaluate; ``made_from``: digests beside those of ``records``, the code's commit among them. Of
+    ``store`` only the sequences of confusions are read.
     """
     drawn = report_figures(evaluation.results, records, embeddings)
     worst = confusions(evaluation.results[0], store) if evaluation.results else []
-    text = page(evaluation, protocols, records, drawn, worst, embeddings, settings, commit)
+    text = page(evaluation, protocols, records, drawn, worst, embeddings, settings, made_from)
     with new_folder(folder / "figures") as beside:
         for name, shown in drawn.items():
             (beside / f"{name}.png").write_bytes(shown.png)
@@ -86,7 +87,7 @@ def page(
     worst: Sequence[Confusion],
     embeddings: EmbeddingMap,
     settings: Mapping[str, Any],
-    commit: str,
+    made_from: Mapping[str, str],
 ) -> str:
     """The page's HTML; ``drawn`` and ``worst``: what ``report_figures`` and ``confusions`` make."""
     return render(
@@ -104,7 +105,7 @@ def page(
         distance=DISTANCES[settings["distance"]],
         reranked=settings["reranking.method"] != "none",
         settings=_settings(records, settings),
-        fingerprints=_fingerprints(records, commit),
+        fingerprints=_fingerprints(records, made_from),
     )
 
 
@@ -230,10 +231,12 @@ def _value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _fingerprints(records: Sequence[TrainingRecord], commit: str) -> list[tuple[str, str]]:
+def _fingerprints(
+    records: Sequence[TrainingRecord], made_from: Mapping[str, str]
+) -> list[tuple[str, str]]:
     """What of, and digest."""
     rows = {}
     for record in records:
         rows[f"silhouettes of {DATASETS[record.dataset]}"] = record.silhouettes
         rows[f"checkpoint of {record.stage}"] = record.checkpoint
-    return [*rows.items(), ("commit of the code", commit)]
+    return [*rows.items(), *made_from.items()]

@@ -32,7 +32,8 @@ class Confusion:
 
     condition: str
     strips: list[tuple[str, str, Picture]]
-    """What it is, key and distance, silhouettes: the probe, the wrong entry, any right one."""
+    """What it is, key and distance, silhouettes: the probe, the wrong entry, the nearest right one
+    in the same gallery, unless it holds none."""
 
 
 def report_figures(
@@ -68,11 +69,12 @@ def report_figures(
                 embeddings.subjects,
                 embeddings.roles,
                 embeddings.others,
+                embeddings.others_name,
                 embeddings.axes,
             ),
             f"Embeddings of {len(embeddings.points)} sequences of {shown} subjects on a plane "
-            f"({embeddings.method}), a colour for each subject; {len(embeddings.others)} of others "
-            "in grey",
+            f"({embeddings.method}), a colour for each subject; {len(embeddings.others)} in grey: "
+            f"{embeddings.others_name}",
         )
     return drawn
 

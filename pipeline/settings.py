@@ -213,7 +213,8 @@ class Submission(Section):
 
     unknown_above: Annotated[float, Field(ge=0)]
     """A probe whose nearest gallery entry is further than this, or that has no usable frame, gets
-    the label -1 (distance); for years that score unknown people. 0: nobody does."""
+    the label -1 (in the unit of evaluate.distance; of cosine: √(2 - 2 cos)); for years that score
+    unknown people. 0: nobody does."""
 
 
 class Evaluate(Section):
@@ -221,7 +222,8 @@ class Evaluate(Section):
 
     distance: Literal["euclidean", "strip_euclidean", "cosine"]
     """Euclidean on the flattened embedding (the paper), mean over strips of the distances per
-    strip (OpenGait), or cosine on the flattened embedding."""
+    strip (OpenGait), or cosine on the flattened embedding: as the Euclidean distance of vectors
+    scaled to length 1, √(2 - 2 cos), from 0 to 2, which ranks as 1 - cos does."""
 
     reranking: Reranking
 

@@ -18,6 +18,7 @@ import pandas as pd
 from pipeline.catalogue import read_refusals, read_sequences
 from pipeline.errors import PipelineError, listing, run_stage
 from pipeline.files import write_bytes
+from pipeline.names import printable
 from pipeline.protocols import Protocol, named, read_protocols
 from pipeline.tables import KEY
 
@@ -138,18 +139,30 @@ def problems(
     if text.startswith("\ufeff"):
         found.append("begins with a byte order mark, which becomes part of the first column's name")
         text = text.removeprefix("\ufeff")
-    lines = list(csv.reader(io.StringIO(text, newline="")))
+    lines: list[list[str]] = []
+    broken: dict[int, str] = {}
+    # each line for itself: a quote that nobody closed would take all that follow it into one field
+    for number, line in enumerate(io.StringIO(text, newline=None), start=1):
+        try:
+            (fields,) = csv.reader([line], strict=True)
+        except csv.Error as error:
+            fields, broken[number] = [line.rstrip("\n")], str(error)
+        lines.append(fields)
     if not lines or lines[0] != columns.split(","):
-        found.append(
-            f"line 1: expected {columns}, got {','.join(lines[0]) if lines else 'nothing'}"
-        )
+        got = printable(",".join(lines[0])) if lines else "nothing"
+        other = f" (--columns {got}, if that is this year's)" if got in COLUMNS else ""
+        found.append(f"line 1: expected {columns}, got {got}{other}")
     rows: list[tuple[int, str, str]] = []
     torn = []
     for number, fields in enumerate(lines[1:], start=2):
         if len(fields) == 2:
             rows.append((number, fields[0], fields[1]))
-        else:
+        elif number not in broken:
             torn.append(f"line {number}: {len(fields)}")
+    found += _told(
+        "line(s) are no CSV; ids need no quotes",
+        [f"line {number}: {why}" for number, why in broken.items()],
+    )
     found += _told("line(s) with other than 2 fields", torn)
     expected, allowed = set(videos), set(subjects) | ({UNKNOWN} if unknown else set())
     counts = Counter(video for _, video, _ in rows)
@@ -162,8 +175,9 @@ def problems(
     found += _told("line(s) name no probe video", strange)
     if absent and strange and {_bare(v) for v in absent} & {_bare(v) for v in counts}:
         found.append("ids lack zeros at their front, or have spaces: a spreadsheet does that")
+    without = "" if unknown else f" ({UNKNOWN} is not allowed without --unknown)"
     found += _told(
-        f"line(s) name nobody of the gallery{'' if unknown else f' ({UNKNOWN} is not allowed)'}",
+        f"line(s) name nobody of the gallery{without}",
         [f"line {n}: {subject!r}" for n, _, subject in rows if subject not in allowed],
     )
     return found

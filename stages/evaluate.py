@@ -18,7 +18,9 @@ from pipeline.errors import run_stage
 from pipeline.evaluation import compete, evaluate
 from pipeline.evaluation_inputs import check_inputs, chosen, refused_words
 from pipeline.evaluation_run import evaluation_run, record_report
+from pipeline.files import sha256
 from pipeline.mlflow_store import DURATION
+from pipeline.protocols import FILE as PROTOCOLS
 from pipeline.protocols import read_protocols
 from pipeline.report import write_report
 from pipeline.report_page import write_page
@@ -36,7 +38,8 @@ def main() -> None:
     catalogue = Path("data", dataset, "catalogue")
     offered = read_protocols(catalogue)
     protocols = chosen(offered, settings.evaluate.protocols[dataset], dataset)
-    keys, embeddings, made_by = read_embeddings(Path("embeddings", f"{dataset}.arrow"))
+    embedded = Path("embeddings", f"{dataset}.arrow")
+    keys, embeddings, made_by = read_embeddings(embedded)
     sequences = read_sequences(catalogue, [*KEY, "split"])
     store = SilhouetteStore(Path("data", dataset, "silhouettes"))
     check_inputs(dataset, keys, embeddings, sequences, store.index, protocols)
@@ -65,6 +68,11 @@ def main() -> None:
         "cmc_ranks": settings.evaluate.cmc_ranks,
         **flatten(submission.model_dump(), "submission."),
     }
+    made_from = {
+        "embeddings": sha256(embedded),
+        "protocols": sha256(catalogue / PROTOCOLS),
+        "commit of the code": code_commit(),
+    }
     folder = Path("reports", dataset)
     with evaluation_run(dataset, settings, made_by, catalogue) as run:
         write_page(
@@ -75,7 +83,7 @@ def main() -> None:
             embedding_map(keys, embeddings, protocols[0]),
             store,
             shown,
-            code_commit(),
+            made_from,
         )
         histories = {record.stage: record.history for record in records}
         metrics = write_report(folder, evaluation, protocols, histories, submission.columns)

@@ -6,6 +6,7 @@ import pytest
 
 from pipeline import embedding_map as module
 from pipeline.embedding_map import POINTS, SUBJECTS, embedding_map, principal_components
+from pipeline.layouts.hid import Hid
 from pipeline.protocols import Protocol
 
 PROTOCOL = Protocol(
@@ -52,6 +53,7 @@ def test_only_what_is_compared_is_drawn_and_with_its_role() -> None:
     assert shown.subjects == [s for s in ("000", "001", "002") for _ in range(3)]
     assert shown.roles == ["CL", "gallery", "NM"] * 3
     assert shown.others.shape == (0, 2)
+    assert shown.others_name == "other subjects"
     assert "PCA" in shown.method
 
 
@@ -59,6 +61,18 @@ def test_the_only_conditions_probes_are_called_so() -> None:
     protocol = Protocol("view_pairs", "", ("01",), {"all": ("00",)}, "", "")
     shown = embedding_map(_keys(2, ["00", "01"], ["0"]), _embeddings(4), protocol)
     assert shown.roles == ["probe", "gallery"] * 2
+
+
+def test_probes_of_nobody_knows_whom_are_no_subjects() -> None:
+    (protocol,) = Hid.protocols
+    gallery, probes = _keys(20, ["gallery-a"], ["any"]), _keys(8, ["probe"], ["any"])
+    keys = pd.concat([probes, gallery], ignore_index=True)  # video 001 is not subject 001
+    shown = embedding_map(keys, _embeddings(len(keys)), protocol)
+    assert len(set(shown.subjects)) == len(shown.points) == SUBJECTS
+    assert max(shown.subjects) == "019"
+    assert set(shown.roles) == {"gallery"}
+    assert len(shown.others) == len(probes)
+    assert shown.others_name == "probes"
 
 
 def test_of_many_a_few_subjects_are_drawn_and_a_bounded_number_of_points() -> None:

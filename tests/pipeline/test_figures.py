@@ -5,7 +5,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
+from pipeline import figures
 from pipeline.figures import (
     COLOURS,
     cmc_curves,
@@ -57,7 +59,9 @@ DRAWN: dict[str, Callable[[], bytes]] = {
     "det": lambda: det_curves(DET, "OUMVLP"),
     "loss": lambda: loss_curve(HISTORY, "pretrain"),
     "p": lambda: p_curve(HISTORY, "pretrain"),
-    "map": lambda: embedding_map(POINTS, ["a", "a", "b"], ["x", "y", "x"], POINTS, ("1st", "2nd")),
+    "map": lambda: embedding_map(
+        POINTS, ["a", "a", "b"], ["x", "y", "x"], POINTS, "others", ("1st", "2nd")
+    ),
 }
 
 
@@ -92,11 +96,36 @@ def test_a_heat_map_stays_of_a_size_to_be_read(n: int) -> None:
 
 def test_curves_lie_where_their_values_are() -> None:
     low, high = CMC.assign(percent=20.0), CMC.assign(percent=90.0)
-    nobody = CMC.assign(percent=0.0, condition="x")  # both axes from 0 to 101
+    nobody = CMC.assign(percent=0.0, condition="x")  # both axes from 0 to 100
     rows = [
         _where(_pixels(cmc_curves(pd.concat([nobody, c]), "")), COLOURS[1])[0] for c in (low, high)
     ]
     assert rows[0] > rows[1] + 200
+
+
+@pytest.mark.parametrize(
+    ("ranks", "expected"),
+    [
+        (5, [1, 2, 3, 4, 5]),
+        (20, [1, 5, 10, 15, 20]),
+        (200, [1, 25, 50, 75, 100, 125, 150, 175, 200]),
+    ],
+)
+@pytest.mark.parametrize("lowest", [0, 60, 99.5, 100])
+def test_a_cmc_has_few_whole_ranks_and_no_more_than_all_identified(
+    ranks: int, expected: list[int], lowest: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(figures, "png_of", drawn.append)
+    percent = np.linspace(lowest, 100, ranks)
+    rank = range(1, ranks + 1)
+    cmc_curves(pd.DataFrame({"condition": "all", "rank": rank, "percent": percent}), "")
+    (axes,) = drawn[0].axes
+    assert axes.get_xticks().tolist() == expected
+    low, high = axes.get_ylim()
+    assert 0 <= low <= lowest
+    assert high == 100
+    assert low < high
 
 
 def test_a_det_curve_shows_no_rate_as_the_smallest_that_there_is_a_place_for() -> None:
@@ -108,9 +137,11 @@ def test_a_det_curve_shows_no_rate_as_the_smallest_that_there_is_a_place_for() -
 
 
 def test_subjects_have_colours_and_the_others_none() -> None:
-    alone = _pixels(embedding_map(POINTS, ["a", "a", "b"], ["x"] * 3, POINTS[:0], ("", "")))
+    alone = _pixels(
+        embedding_map(POINTS, ["a", "a", "b"], ["x"] * 3, POINTS[:0], "others", ("", ""))
+    )
     among = _pixels(
-        embedding_map(POINTS, ["a", "a", "b"], ["x"] * 3, POINTS[[0] * 5] + 1.5, ("", ""))
+        embedding_map(POINTS, ["a", "a", "b"], ["x"] * 3, POINTS[[0] * 5] + 1.5, "others", ("", ""))
     )
     for pixels in (alone, among):
         assert _where(pixels, COLOURS[0])[2] > _where(pixels, COLOURS[1])[2] > 50
@@ -124,7 +155,7 @@ def test_names_are_drawn_as_they_are_whatever_they_hold(name: str) -> None:
     names = [name.format(i) for i in range(3)]
     for png in (
         heat_map(np.zeros((3, 3)), names, "x"),
-        embedding_map(POINTS, names, ["gallery"] * 3, POINTS, ("", "")),
+        embedding_map(POINTS, names, ["gallery"] * 3, POINTS, "others", ("", "")),
     ):
         height, width = _pixels(png).shape[:2]
         assert max(height, width) < 1_500

@@ -8,9 +8,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pandas as pd
 import pytest
 
+from gaitgl.distances import pair_distances
 from pipeline.distance_pass import Method
 from pipeline.embedding_file import Embeddings
 from pipeline.embedding_map import embedding_map
@@ -29,7 +31,14 @@ from tests.pipeline.walks import walks
 CASIA_E = CasiaERelease(Path(), [], "release").protocols
 SEQUENCES = ("H-scene1-nm-1", "L-scene2-nm-1", "H-scene3-bg-2", "L-scene3_s-cl-1")
 BAD = "<img src=x onerror=alert(1)>\"'&"
-SETTINGS = {"distance": "euclidean", "reranking.method": "none", "cmc_ranks": 20}
+SETTINGS = {
+    "protocols": ["view_pairs", "all_views"],
+    "distance": "euclidean",
+    "reranking.method": "none",
+    "cmc_ranks": 20,
+    "submission.columns": "videoID,subjectID",
+}
+MADE_FROM = {"embeddings": "e" * 64, "protocols": "f" * 64, "commit of the code": "c0ffee"}
 TRAINING = {
     "subjects_per_batch": 8,
     "sequences_per_subject": 4,
@@ -70,7 +79,7 @@ class Case:
     store: SilhouetteStore
     records: tuple[TrainingRecord, ...] = (PRETRAIN, FINETUNE)
 
-    def write(self, folder: Path, commit: str = "c0ffee") -> str:
+    def write(self, folder: Path) -> str:
         """Write the report and return the page."""
         plane = embedding_map(self.keys, self.embeddings, self.protocols[0])
         write_page(
@@ -81,7 +90,7 @@ class Case:
             plane,
             self.store,
             SETTINGS,
-            commit,
+            MADE_FROM,
         )
         return (folder / "index.html").read_bytes().decode()
 
@@ -182,6 +191,8 @@ def test_the_headline_and_every_figure_stand_with_their_intervals(page: str, cas
         for rule in result.protocol.rules():
             assert rule in text
     assert "Excluded views: 270." in text
+    assert "with other test subjects against this same gallery, not with another training" in text
+    assert "Rank-k counts gallery sequences, not subjects, as OpenGait does" in text
     assert "Three were refused." in text
     assert "matched probes only" not in text
     assert text.count("both conventions give the same figures") == 2
@@ -212,7 +223,20 @@ def test_what_was_trained_on_what_and_with_which_settings(page: str) -> None:
     assert "p at the end 6.000 6.000" in text
     assert "lr_drops [2]" in text
     assert f"checkpoint of finetune {'a' * 64}" in text
-    assert "commit of the code c0ffee" in text
+    assert f"embeddings {'e' * 64} protocols {'f' * 64} commit of the code c0ffee" in text
+
+
+def test_the_page_names_the_distance_that_its_numbers_are(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
+    cos = (a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b)
+    (apart,) = pair_distances(np.stack([a, b]), np.array([0]), np.array([1]), "cosine")
+    assert apart == pytest.approx(np.sqrt(2 - 2 * cos), rel=1e-5)
+    monkeypatch.setitem(SETTINGS, "distance", "cosine")
+    text = _Outline(case.write(tmp_path)).text
+    assert "compared by the Euclidean distance of flattened embeddings scaled to length 1" in text
+    assert "√(2 - 2 cos)" in text
 
 
 def test_each_confusion_is_on_the_page_with_keys_and_distances(page: str, case: Case) -> None:
@@ -226,6 +250,21 @@ def test_each_confusion_is_on_the_page_with_keys_and_distances(page: str, case: 
                 in text
             )
         assert f"distance {row['wrong_distance']:.4g}" in text
+
+
+def test_what_a_confusion_is_compared_with_is_said_of_either_gallery(
+    page: str, case: Case, tmp_path: Path
+) -> None:
+    pairs, together = case.evaluation.results
+    assert (pairs.confusions["wrong_view"] == pairs.confusions["right_view"]).all()
+    assert (together.confusions["wrong_view"] != together.confusions["right_view"]).any()
+    words = "compared with their own subject's nearest entry"
+    assert f"in the gallery of one view, {words} at that view." in _Outline(page).text
+    evaluation = replace(case.evaluation, results=[together])
+    other = replace(case, protocols=case.protocols[1:], evaluation=evaluation).write(tmp_path)
+    assert f"All views as one gallery: the probes that lie nearest to somebody else, {words}." in (
+        _Outline(other).text
+    )
 
 
 def test_every_figure_is_a_file_too_and_on_the_page(page: str, folder: Path) -> None:
@@ -291,11 +330,14 @@ def test_a_competition_has_a_submission_instead_of_figures(case: Case, tmp_path:
         protocols=Hid.protocols,
         evaluation=Evaluation([], table, ["One had to be guessed."]),
     )
-    text = _Outline(competition.write(tmp_path)).text
+    page = competition.write(tmp_path)
+    text = _Outline(page).text
     assert "HID" in text
     assert "submission.csv names somebody for each of 2 probe videos: 1 subject in all" in text
     assert "One had to be guessed." in text
     assert Hid.protocols[0].rules()[0] in text
+    probes = int((keys["sequence"] == "probe").sum())
+    assert f"a colour for each subject; {probes} in grey: probes" in page
     assert "95 %" not in text
 
 
@@ -318,6 +360,24 @@ def test_a_browser_shows_every_picture_on_a_phone_and_on_a_desk_and_prints(
             pdf = shown.pdf(format="A4")
     assert pdf.startswith(b"%PDF-")
     assert 3 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 20
+
+
+@pytest.mark.parametrize("width", [320, 390, 820, 1_280, 1_920])
+def test_nothing_sticks_out_of_headlines_settings_and_the_map(folder: Path, width: int) -> None:
+    with (
+        chromium() as browser,
+        opened(browser, (folder / "index.html").as_uri(), width) as shown,
+    ):
+        boxes = shown.locator(
+            ".settings .scroll, .headlines .figures div, section:has(#embeddings) .scroll"
+        )
+        assert boxes.count() >= 10
+        assert boxes.evaluate_all("all => all.map(e => e.scrollWidth - e.clientWidth)") == (
+            [0] * boxes.count()
+        )
+        # a number and its % stay on one line, the interval is on the next
+        lines = "all => all.map(e => e.offsetHeight / parseFloat(getComputedStyle(e).lineHeight))"
+        assert max(shown.locator(".headlines dd").evaluate_all(lines)) < 2
 
 
 def test_numbers_of_the_heat_maps_can_be_opened(folder: Path, case: Case) -> None:

@@ -126,11 +126,28 @@ def test_all_problems_come_at_once() -> None:
         "2 video(s) have more than one line:\n  00001\n  00003",
         "1 line(s) name no probe video:\n  line 4: '2'",
         "ids lack zeros at their front",
-        "2 line(s) name nobody of the gallery (-1 is not allowed):\n  line 5: '999'\n  line 6:",
+        "2 line(s) name nobody of the gallery (-1 is not allowed without --unknown):\n"
+        "  line 5: '999'\n  line 6:",
     ):
         assert expected in found
     found = "\n".join(problems(content, VIDEOS, GALLERY, COLUMNS[1], unknown=True))
     assert "1 line(s) name nobody of the gallery:\n  line 5: '999'" in found
+
+
+def test_an_open_quote_is_told_with_its_line_however_much_follows() -> None:
+    videos = [f"{i:05}" for i in range(1, 20_001)]
+    lines = ["videoID,label", *(f"{video},501" for video in videos)]
+    lines[1] = '00001,"501'
+    lines[3] = f"00003,{'5' * 200_000}"  # longer than Python's csv takes
+    found = problems("\n".join(lines).encode(), videos, GALLERY, COLUMNS[1], unknown=False)
+    assert found == [
+        "2 line(s) are no CSV; ids need no quotes:\n"
+        "  line 2: unexpected end of data\n"
+        "  line 4: field larger than field limit (131072)",
+        "2 of 20000 probe videos have no line:\n  00001\n  00003",
+    ]
+    (first,) = problems(b'"videoID,label', [], GALLERY, COLUMNS[1], unknown=False)[:1]
+    assert first == 'line 1: expected videoID,label, got "videoID,label'
 
 
 @pytest.mark.parametrize(
@@ -169,8 +186,10 @@ def test_the_validator_as_a_command(
         run()
     lines = [f"{i:05},-1" for i in range(1, 8)]
     path.write_text("\n".join(["videoID,subjectID", *lines]))
-    with pytest.raises(PipelineError, match=r"mine\.csv has 2 problem\(s\):\n  line 1: expected "):
+    with pytest.raises(PipelineError, match=r"mine\.csv has 2 problem\(s\):\n  line 1: ") as raised:
         run()
+    assert "got videoID,subjectID (--columns videoID,subjectID, if that is" in str(raised.value)
+    assert "nobody of the gallery (-1 is not allowed without --unknown)" in str(raised.value)
     run("--columns", "videoID,subjectID", "--unknown")
     assert "in order: 7 probe videos, each with one line" in capsys.readouterr().out
     command = [sys.executable, "-m", "pipeline.submission", "check", path, catalogue]

@@ -15,6 +15,7 @@ from gaitgl.model import GaitGL, GaitGLConfig
 from pipeline.checkpoints import save_checkpoint
 from pipeline.embedding_file import read_embeddings, write_embeddings
 from pipeline.errors import PipelineError
+from pipeline.files import sha256
 from pipeline.settings import Dataset, Settings
 from pipeline.silhouette_store import SilhouetteStore
 from pipeline.submission import check
@@ -104,6 +105,9 @@ def test_a_competition_ends_in_a_submission(
     assert "submission: 6 probes in reports/casia_e/tables/submission.csv" in said
     assert "2 of 6 probes have no usable frame" in said
     metrics = json.loads((competition / "reports/casia_e/metrics.json").read_text())
+    page = (competition / "reports/casia_e/index.html").read_text("utf-8")
+    for made_from in ("embeddings/casia_e.arrow", "data/casia_e/catalogue/protocol.json"):
+        assert sha256(competition / made_from) in page
     assert metrics["submission"] == {"probes": 6, "nearest": 4, "no_frames": 2}
 
 
