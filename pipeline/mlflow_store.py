@@ -8,6 +8,8 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -238,32 +240,44 @@ def _run_that_made(client: Any, digest: str) -> Any:
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise  # otherwise the id is that of another store
-    found = find_runs(client, f"tags.{OUTPUT_TAG} = '{digest}'", most=1)
+    found = find_runs(client, f"tags.{OUTPUT_TAG} = '{digest}'", deleted=True)
     return found[0] if found else None
 
 
-def find_runs(client: Any, condition: str, most: int = 50_000) -> list[Any]:
-    """Runs of any experiment, the last one first, deleted ones included.
+def find_runs(client: Any, condition: str, *, deleted: bool = False) -> list[Any]:
+    """Runs of any experiment, the last one first; ``condition`` is in MLflow's words.
 
-    ``condition`` is in MLflow's words, and 50 000 are the most that it finds at once.
+    ``deleted``: those in the bin, too.
     """
     from mlflow.entities import ViewType
 
-    return list(
-        client.search_runs(
-            [experiment.experiment_id for experiment in client.search_experiments()],
-            condition,
-            run_view_type=ViewType.ALL,
-            max_results=most,
-            order_by=["attributes.start_time DESC"],
-        )
+    experiments = [experiment.experiment_id for experiment in all_pages(client.search_experiments)]
+    return all_pages(
+        client.search_runs,
+        experiment_ids=experiments,
+        filter_string=condition,
+        run_view_type=ViewType.ALL if deleted else ViewType.ACTIVE_ONLY,
+        order_by=["attributes.start_time DESC"],
     )
+
+
+def all_pages(search: Callable[..., Any], **arguments: Any) -> list[Any]:
+    """What a search of an MlflowClient finds, on all of its pages."""
+    page = search(**arguments)
+    found = list(page)
+    while page.token:
+        page = search(**arguments, page_token=page.token)
+        found += page
+    return found
 
 
 def waiting_tags() -> list[dict[str, str]]:
     """The tags of each run that waits here to be sent."""
-    files = [folder / "tags.json" for folder in record_folders()]
-    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    found = []
+    for folder in record_folders():
+        with suppress(FileNotFoundError):  # delivered and removed by its stage just now
+            found.append(json.loads((folder / "tags.json").read_text(encoding="utf-8")))
+    return found
 
 
 def _send_tags(record: Record, client: Any) -> None:

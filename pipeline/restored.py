@@ -86,7 +86,7 @@ def _has_row(client: Any, dataset: Dataset, settings: Settings) -> bool:
     if any(tags.get(mlflow_store.OUTPUT_TAG) == digest for tags in mlflow_store.waiting_tags()):
         return True
     condition = f"tags.{mlflow_store.OUTPUT_TAG} = '{digest}'"
-    return mlflow_store.find_runs(client, condition, most=1) != []
+    return mlflow_store.find_runs(client, condition, deleted=True) != []
 
 
 def _is_up_to_date(dataset: Dataset) -> bool:
