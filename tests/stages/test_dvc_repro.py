@@ -156,6 +156,50 @@ def test_a_second_run_runs_nothing(project: Project) -> None:
     project.run("git", "commit", "-q", "-m", "first results")
 
 
+def test_a_clone_that_dvc_restored_everything_in_has_the_same_runs_and_a_champion(
+    project: Project,
+) -> None:
+    clone = Project(project.folder.parent / "clone")
+    project.run("git", "clone", "-q", ".", str(clone.folder))
+    clone.run("dvc", "cache", "dir", "--local", str(project.folder / ".dvc" / "cache"))
+    assert clone.repro() == set()
+    assert clone.mlflow_runs() == []
+    for _ in range(2):
+        clone.run("python", "-m", "pipeline.restored")
+        assert len(clone.mlflow_runs()) == 4
+    own, restored = (
+        {(run.data.tags["stage"], run.data.tags["dataset"]): run for run in place.mlflow_runs()}
+        for place in (project, clone)
+    )
+    assert restored.keys() == own.keys()
+    measured = ("sequences_per_s", "waiting_share", "duration_s", "system/")
+    for key, run in restored.items():
+        assert run.data.tags["restored"] == "true"
+        assert run.data.params == own[key].data.params
+        made, known = (
+            {n: v for n, v in one.data.metrics.items() if not n.startswith(measured)}
+            for one in (own[key], run)
+        )
+        assert known == made
+        for tag in ("output_digest", "data_fingerprint"):
+            assert run.data.tags[tag] == own[key].data.tags[tag]
+        (data,) = run.inputs.dataset_inputs
+        assert data.to_dictionary() == own[key].inputs.dataset_inputs[0].to_dictionary()
+    pretrain, finetune = restored["pretrain", "oumvlp"], restored["finetune", "casia_e"]
+    for stage, run in (("pretrain", pretrain), ("finetune", finetune)):
+        losses = clone.mlflow().get_metric_history(run.info.run_id, "loss")
+        assert [point.step for point in losses] == [1, 2, 3]
+        names = {artifact.path for artifact in clone.mlflow().list_artifacts(run.info.run_id)}
+        assert {"checkpoint.safetensors", "history.csv"} <= names
+        row = restored["evaluate", "casia_e"]
+        assert row.data.tags[f"upstream_{stage}_run_id"] == run.info.run_id
+    assert finetune.data.tags["upstream_pretrain_run_id"] == pretrain.info.run_id
+    clone.run("python", "-m", "pipeline.promote")
+    champion = clone.mlflow().get_model_version_by_alias("gaitgl", "champion")
+    assert champion.run_id == finetune.info.run_id
+    assert champion.tags["checkpoint"] == finetune.data.tags["output_digest"]
+
+
 @pytest.mark.parametrize(
     ("change", "reruns"),
     [
