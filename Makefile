@@ -65,9 +65,8 @@ promote: $(READY)
 
 serve: PORT = 5001
 serve: $(READY)
-	@MLFLOW_TRACKING_URI="$$(python -m pipeline.tracking)" MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false \
-	  mlflow models serve --model-uri $(MODEL) --env-manager local \
-	    --host 127.0.0.1 --port $(PORT) $(ARGS)
+	@# becomes mlflow models serve, with the arguments that follow the model
+	@exec python -m pipeline.serve "$(MODEL)" --host 127.0.0.1 --port $(PORT) $(ARGS)
 
 onnx: $(READY)
 	@python -m pipeline.onnx_export $(ARGS)
