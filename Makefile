@@ -9,7 +9,8 @@
 # make sync-runs   to MLflow with what it has not got: the server was down, a stage was killed, or
 #                  DVC restored a result instead of running its stage
 # make lock    renew requirements.lock from pyproject.toml
-# Each sets up .venv by itself; make setup does that alone. PYTHON=python3.12 chooses the interpreter, ARGS="--dry" is passed on.
+# make setup   .venv alone, which each of the others sets up by itself
+# PYTHON=python3.12 chooses the interpreter, ARGS="--dry" is passed on.
 
 PYTHON ?= python3
 ARGS ?=

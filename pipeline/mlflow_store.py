@@ -185,33 +185,30 @@ def _send_links(record: Record, client: Any, last: bool) -> None:
     """Name the runs that this one builds on: as tags, in the note as links, and how long each took.
 
     They are looked for when a run begins and, as those not found may have arrived since, when it
-    ends.
+    ends. Durations come at the end: the UI compares runs by the metric that came first, which is to
+    be one of their own.
     """
     from mlflow.entities import Metric
 
-    upstream, sent = record.run.upstream, record.sent.tags
-    if all(_link_tag(stage) in sent for stage in upstream) or (sent and not last):
+    if record.sent.tags and not last:
         return
-    runs = _runs_behind(client, upstream)
+    runs = _runs_behind(client, record.run.upstream)
     if not runs:
         return
-    durations = [
-        Metric(f"{DURATION}_{stage}", run.data.metrics[DURATION], record.run.start_ms, 0)
-        for stage, run in runs.items()
-        if DURATION in run.data.metrics
-    ]
-    client.log_batch(record.sent.run_id, metrics=durations)
-    tags = {_link_tag(stage): str(run.info.run_id) for stage, run in runs.items()}
+    if last:
+        durations = [
+            Metric(f"{DURATION}_{stage}", run.data.metrics[DURATION], record.run.start_ms, 0)
+            for stage, run in runs.items()
+            if DURATION in run.data.metrics
+        ]
+        client.log_batch(record.sent.run_id, metrics=durations)
+    tags = {f"upstream_{stage}_run_id": str(run.info.run_id) for stage, run in runs.items()}
     links = [
         f"- [{run.info.run_name}](#/experiments/{run.info.experiment_id}/runs/{run.info.run_id})"
         for run in runs.values()
     ]
     tags[NOTE_TAG] = "\n".join(["Builds on", "", *links])
     _send_new_tags(record, client, tags)
-
-
-def _link_tag(stage: str) -> str:
-    return f"upstream_{stage}_run_id"
 
 
 def _runs_behind(client: Any, upstream: dict[str, str]) -> dict[str, Any]:

@@ -151,7 +151,7 @@ def path_in_ui(run: TrackedRun) -> str:
 def test_a_row_links_to_all_trainings_behind_it_and_shows_their_durations(
     tracking_store: Path,
 ) -> None:
-    pretrain = made("abc", duration_s=60.0)
+    pretrain = made("abc", duration_s=60.0421)
     finetune = made("def", {"pretrain": "abc"}, "finetune", duration_s=25.0)
     row = found(made("ghi", {"finetune": "def"}, "evaluate", duration_s=3.0))
     assert row.data.tags["upstream_finetune_run_id"] == finetune.run_id
