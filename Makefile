@@ -9,7 +9,8 @@
 # make sync-runs   to MLflow with what it has not got: the server was down, a stage was killed, or
 #                  DVC restored a result instead of running its stage
 # make lock    renew requirements.lock from pyproject.toml
-# Each sets up .venv by itself. PYTHON=python3.12 chooses the interpreter, ARGS="--dry" is passed on.
+# make setup   .venv alone, which each of the others sets up by itself
+# PYTHON=python3.12 chooses the interpreter, ARGS="--dry" is passed on.
 
 PYTHON ?= python3
 ARGS ?=
@@ -65,9 +66,8 @@ promote: $(READY)
 
 serve: PORT = 5001
 serve: $(READY)
-	@MLFLOW_TRACKING_URI="$$(python -m pipeline.tracking)" MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false \
-	  mlflow models serve --model-uri $(MODEL) --env-manager local \
-	    --host 127.0.0.1 --port $(PORT) $(ARGS)
+	@# becomes mlflow models serve, with the arguments that follow the model
+	@exec python -m pipeline.serve "$(MODEL)" --host 127.0.0.1 --port $(PORT) $(ARGS)
 
 onnx: $(READY)
 	@python -m pipeline.onnx_export $(ARGS)

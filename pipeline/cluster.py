@@ -48,7 +48,7 @@ def map_in_order(
     except ImportError:
         raise PipelineError(
             f"runtime.dask_scheduler = {scheduler} needs Dask, which is not installed here: "
-            'pip install ".[cluster]"'
+            "make setup installs it"
         ) from None
     where = f"runtime.dask_scheduler = {scheduler}"
     try:

@@ -8,6 +8,8 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -183,33 +185,30 @@ def _send_links(record: Record, client: Any, last: bool) -> None:
     """Name the runs that this one builds on: as tags, in the note as links, and how long each took.
 
     They are looked for when a run begins and, as those not found may have arrived since, when it
-    ends.
+    ends. Durations come at the end: the UI compares runs by the metric that came first, which is to
+    be one of their own.
     """
     from mlflow.entities import Metric
 
-    upstream, sent = record.run.upstream, record.sent.tags
-    if all(_link_tag(stage) in sent for stage in upstream) or (sent and not last):
+    if record.sent.tags and not last:
         return
-    runs = _runs_behind(client, upstream)
+    runs = _runs_behind(client, record.run.upstream)
     if not runs:
         return
-    durations = [
-        Metric(f"{DURATION}_{stage}", run.data.metrics[DURATION], record.run.start_ms, 0)
-        for stage, run in runs.items()
-        if DURATION in run.data.metrics
-    ]
-    client.log_batch(record.sent.run_id, metrics=durations)
-    tags = {_link_tag(stage): str(run.info.run_id) for stage, run in runs.items()}
+    if last:
+        durations = [
+            Metric(f"{DURATION}_{stage}", run.data.metrics[DURATION], record.run.start_ms, 0)
+            for stage, run in runs.items()
+            if DURATION in run.data.metrics
+        ]
+        client.log_batch(record.sent.run_id, metrics=durations)
+    tags = {f"upstream_{stage}_run_id": str(run.info.run_id) for stage, run in runs.items()}
     links = [
         f"- [{run.info.run_name}](#/experiments/{run.info.experiment_id}/runs/{run.info.run_id})"
         for run in runs.values()
     ]
     tags[NOTE_TAG] = "\n".join(["Builds on", "", *links])
     _send_new_tags(record, client, tags)
-
-
-def _link_tag(stage: str) -> str:
-    return f"upstream_{stage}_run_id"
 
 
 def _runs_behind(client: Any, upstream: dict[str, str]) -> dict[str, Any]:
@@ -238,32 +237,44 @@ def _run_that_made(client: Any, digest: str) -> Any:
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise  # otherwise the id is that of another store
-    found = find_runs(client, f"tags.{OUTPUT_TAG} = '{digest}'", most=1)
+    found = find_runs(client, f"tags.{OUTPUT_TAG} = '{digest}'", deleted=True)
     return found[0] if found else None
 
 
-def find_runs(client: Any, condition: str, most: int = 50_000) -> list[Any]:
-    """Runs of any experiment, the last one first, deleted ones included.
+def find_runs(client: Any, condition: str, *, deleted: bool = False) -> list[Any]:
+    """Runs of any experiment, the last one first; ``condition`` is in MLflow's words.
 
-    ``condition`` is in MLflow's words, and 50 000 are the most that it finds at once.
+    ``deleted``: those in the bin, too.
     """
     from mlflow.entities import ViewType
 
-    return list(
-        client.search_runs(
-            [experiment.experiment_id for experiment in client.search_experiments()],
-            condition,
-            run_view_type=ViewType.ALL,
-            max_results=most,
-            order_by=["attributes.start_time DESC"],
-        )
+    experiments = [experiment.experiment_id for experiment in all_pages(client.search_experiments)]
+    return all_pages(
+        client.search_runs,
+        experiment_ids=experiments,
+        filter_string=condition,
+        run_view_type=ViewType.ALL if deleted else ViewType.ACTIVE_ONLY,
+        order_by=["attributes.start_time DESC"],
     )
+
+
+def all_pages(search: Callable[..., Any], **arguments: Any) -> list[Any]:
+    """What a search of an MlflowClient finds, on all of its pages."""
+    page = search(**arguments)
+    found = list(page)
+    while page.token:
+        page = search(**arguments, page_token=page.token)
+        found += page
+    return found
 
 
 def waiting_tags() -> list[dict[str, str]]:
     """The tags of each run that waits here to be sent."""
-    files = [folder / "tags.json" for folder in record_folders()]
-    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    found = []
+    for folder in record_folders():
+        with suppress(FileNotFoundError):  # delivered and removed by its stage just now
+            found.append(json.loads((folder / "tags.json").read_text(encoding="utf-8")))
+    return found
 
 
 def _send_tags(record: Record, client: Any) -> None:

@@ -104,7 +104,7 @@ class _OfSequences(nn.Module):
 def _need(*packages: str) -> None:
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
-        raise PipelineError(f"{' and '.join(missing)} missing: pip install '.[onnx]'")
+        raise PipelineError(f"{' and '.join(missing)} missing: make setup installs them")
 
 
 if __name__ == "__main__":

@@ -79,9 +79,14 @@ def standing(client: Any) -> Standing:
     where nothing is registered, or nothing that is was evaluated.
     """
     if not client.search_registered_models(f"name = '{NAME}'"):
-        raise PipelineError(f"no model {NAME!r} is registered: a training that ends registers one")
+        raise PipelineError(
+            f"no model {NAME!r} is registered: a training that ends registers one, `make repro` "
+            "one that DVC restored, and `dvc repro -f -s finetune` trains anew"
+        )
     versions: dict[str, list[Any]] = {}
-    for version in _all(client.search_model_versions, f"name = '{NAME}'"):
+    for version in mlflow_store.all_pages(
+        client.search_model_versions, filter_string=f"name = '{NAME}'"
+    ):
         versions.setdefault(version.tags.get("checkpoint", ""), []).append(version)
     like: tuple[str, dict[str, str]] | None = None
     candidates: dict[int, Candidate] = {}
@@ -110,17 +115,11 @@ def standing(client: Any) -> Standing:
 
 def _evaluations(client: Any) -> Iterator[tuple[Any, float]]:
     """Runs that evaluated DATASET to the end, newest first, and what they found: rank-1 in %."""
-    experiments = [e.experiment_id for e in _all(client.search_experiments)]
     wanted = (
         f"tags.stage = 'evaluate' and tags.dataset = '{DATASET}' "
         f"and attributes.status = '{FINISHED}'"
     )
-    runs = _all(
-        lambda page_token: client.search_runs(
-            experiments, wanted, order_by=["attributes.start_time DESC"], page_token=page_token
-        )
-    )
-    for run in runs:
+    for run in mlflow_store.find_runs(client, wanted):
         found = [v for name, v in run.data.metrics.items() if HEADLINE.fullmatch(name)]
         if found:
             yield run, fmean(found)
@@ -138,23 +137,14 @@ def _conditions(run: Any) -> tuple[str, dict[str, str]]:
     return run.data.tags.get(mlflow_store.DATA_TAG, ""), settings
 
 
-def _all(search: Any, *arguments: Any) -> list[Any]:
-    """What a search of MLflow's finds, on all of its pages."""
-    page = search(*arguments, page_token=None)
-    found = list(page)
-    while page.token:
-        page = search(*arguments, page_token=page.token)
-        found += page
-    return found
-
-
 def _table(found: Standing) -> str:
     """What the versions reached, best first."""
-    settings = [f"{name.removeprefix('evaluate.')} {v}" for name, v in found.settings.items()]
-    data = f"silhouettes {found.fingerprint[:12]}" if found.fingerprint else "unnamed silhouettes"
+    data = found.fingerprint[:12] or "unnamed"
+    settings = {name.removeprefix("evaluate."): value for name, value in found.settings.items()}
     lines = [
         f"rank-1 on {DATASET}, mean over its conditions, of the versions of {NAME} that were",
-        f"evaluated as the newest one was ({', '.join([data, *settings])}):",
+        "evaluated as the newest one was:",
+        *(f"    {name} {value}" for name, value in ({"silhouettes": data} | settings).items()),
         *(_line(candidate, found.champion) for candidate in found.candidates),
     ]
     if found.champion not in [None, *(candidate.version for candidate in found.candidates)]:

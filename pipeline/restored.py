@@ -1,37 +1,54 @@
-"""Gives results that DVC restored their rows in MLflow: ``python -m pipeline.restored``.
+"""Gives what DVC restored its runs in MLflow: ``python -m pipeline.restored``.
 
-What DVC takes from its cache no stage makes, so no stage records it. This looks at the reports as
-they are and at the results of DVC's experiments, and where the store has no run of one, records it,
-with the tag ``restored``. Run as often as you like: each result has its row once.
+What DVC takes from its cache no stage makes, so no stage records it. This looks at the models and
+reports as they are and at the results of DVC's experiments, and where the store has no run of one,
+records it, with the tag ``restored``; a model is registered, too. Run as often as you like: each
+training and each result has its run once.
 """
 
 import json
+import math
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from pipeline import mlflow_store
+from pipeline.checkpoints import read_checkpoint
+from pipeline.data_inputs import data_inputs
 from pipeline.embedding_file import read_embeddings
 from pipeline.errors import PipelineError, run_stage
 from pipeline.evaluation_run import evaluation_run, record_report, result_digest
+from pipeline.files import sha256
+from pipeline.mlflow_store import DATA_TAG, OUTPUT_TAG
+from pipeline.registry import ALIASES
 from pipeline.report import written_metrics
 from pipeline.restored_experiments import Restored, experiments_without_row, fetch
 from pipeline.settings import DATASETS, Dataset, Settings
-from pipeline.tracking import EXPERIMENT_TAG
+from pipeline.tracking import EXPERIMENT_TAG, TrackedRun
+from pipeline.training_run import CHECKPOINT, HISTORY
 
 TAG = "restored"
 
 
 def main() -> None:
     settings = Settings.load()
+    # in their order, and before the evaluations: a run links to those that are there
+    trained = [stage for stage in ALIASES if (_model(stage) / CHECKPOINT).exists()]
     reported: list[Dataset] = [
         dataset for dataset in DATASETS if (_report(dataset) / "metrics.json").exists()
     ]
     try:
         client = mlflow_store.open_store(mlflow_store.tracking_uri())
-        missing = [dataset for dataset in reported if not _has_row(client, dataset, settings)]
+        without_run = [
+            stage for stage in trained if not _has_run(client, sha256(_model(stage) / CHECKPOINT))
+        ]
+        missing = [
+            dataset for dataset in reported if not _has_run(client, _digest(dataset, settings))
+        ]
         of_experiments = list(experiments_without_row(client))
     except mlflow_store.store_errors() as error:
         sys.stderr.write(
@@ -39,8 +56,13 @@ def main() -> None:
             f"not answer: {mlflow_store.reason(error)}\n"
         )
         return
+    for stage in without_run:
+        if _is_up_to_date(stage):
+            _record_training(stage, settings)
+        else:
+            print(f"{_model(stage)}: not that of the present settings and code, so not recorded")
     for dataset in missing:
-        if _is_up_to_date(dataset):
+        if _is_up_to_date(f"evaluate@{dataset}"):
             _record_report(dataset, settings)
         else:
             print(f"{_report(dataset)}: not that of the present settings and code, so not recorded")
@@ -49,6 +71,33 @@ def main() -> None:
             _record_experiment(result)
         except PipelineError as error:
             sys.stderr.write(f"warning: {result.name} has no row in MLflow: {error}\n")
+
+
+def _record_training(stage: str, settings: Settings) -> None:
+    """All that is known of a training afterwards: not how long it took, nor where it ran."""
+    checkpoint, history = _model(stage) / CHECKPOINT, _model(stage) / HISTORY
+    about = read_checkpoint(checkpoint)[2]
+    dataset = about["dataset"]
+    with TrackedRun(
+        stage,
+        dataset,
+        settings.runtime.experiment,
+        settings.flat(),
+        about["upstream"],
+        {TAG: "true", DATA_TAG: about["silhouettes"]},
+        inputs=data_inputs(dataset, Path("data", dataset, "catalogue"), "training"),
+    ) as run:
+        for step in pd.read_csv(history).to_dict("records"):
+            number = int(step.pop("step"))
+            # pooling without p has NaN there
+            run.log(number, {str(name): v for name, v in step.items() if not math.isnan(v)})
+        if about["p"] is not None:
+            run.log(getattr(settings, stage).steps, {"final_p": about["p"]})
+        run.artifact(checkpoint)
+        run.artifact(history)
+        run.model(checkpoint)
+        run.made(sha256(checkpoint))
+    print(f"{_model(stage)}: DVC had it already; now a run and a version of the model in MLflow")
 
 
 def _record_report(dataset: Dataset, settings: Settings) -> None:
@@ -76,23 +125,30 @@ def _record_experiment(result: Restored) -> None:
     print(f"{result.name}, {result.dataset}: DVC had it already; now a row in MLflow")
 
 
+def _model(stage: str) -> Path:
+    return Path("models", stage)
+
+
 def _report(dataset: Dataset) -> Path:
     return Path("reports", dataset)
 
 
-def _has_row(client: Any, dataset: Dataset, settings: Settings) -> bool:
-    """Whether the store has a run with this result, or will be sent one that waits here."""
-    digest = result_digest(dataset, settings.flat(), _report(dataset) / "metrics.json")
-    if any(tags.get(mlflow_store.OUTPUT_TAG) == digest for tags in mlflow_store.waiting_tags()):
+def _digest(dataset: Dataset, settings: Settings) -> str:
+    return result_digest(dataset, settings.flat(), _report(dataset) / "metrics.json")
+
+
+def _has_run(client: Any, output: str) -> bool:
+    """Whether the store has a run that made this, or will be sent one that waits here."""
+    if any(tags.get(OUTPUT_TAG) == output for tags in mlflow_store.waiting_tags()):
         return True
-    condition = f"tags.{mlflow_store.OUTPUT_TAG} = '{digest}'"
-    return mlflow_store.find_runs(client, condition, most=1) != []
+    condition = f"tags.{OUTPUT_TAG} = '{output}'"
+    return mlflow_store.find_runs(client, condition, deleted=True) != []
 
 
-def _is_up_to_date(dataset: Dataset) -> bool:
-    """Whether DVC would run nothing to get at this dataset's report."""
+def _is_up_to_date(stage: str) -> bool:
+    """Whether DVC would run nothing to get at what this stage makes."""
     status = subprocess.run(
-        [sys.executable, "-m", "dvc", "status", "--json", "--with-deps", f"evaluate@{dataset}"],
+        [sys.executable, "-m", "dvc", "status", "--json", "--with-deps", stage],
         capture_output=True,
         text=True,
         check=False,

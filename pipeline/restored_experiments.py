@@ -77,7 +77,7 @@ def fetch(result: Restored, folder: Path) -> tuple[Settings, dict[str, str]]:
 def _told(client: Any) -> set[tuple[str, str]]:
     """Experiment and dataset of each evaluation that the store has, or that waits here."""
     condition = f"tags.stage = 'evaluate' AND tags.{EXPERIMENT_TAG} LIKE '%'"
-    sent = [run.data.tags for run in mlflow_store.find_runs(client, condition)]
+    sent = [run.data.tags for run in mlflow_store.find_runs(client, condition, deleted=True)]
     waiting = [tags for tags in mlflow_store.waiting_tags() if tags["stage"] == "evaluate"]
     return {(tags.get(EXPERIMENT_TAG, ""), tags["dataset"]) for tags in sent + waiting}
 

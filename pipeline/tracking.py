@@ -21,6 +21,7 @@ from typing import Any, Self
 from pipeline import mlflow_store, system_metrics
 from pipeline.errors import Stopped
 from pipeline.mlflow_store import (
+    DURATION,
     OUTPUT_TAG,
     deliver,
     open_store,
@@ -144,9 +145,11 @@ class TrackedRun:
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Take metrics into memory; every ten seconds they are kept.
 
-        A metric that already has a point at this step or a later one is left as it is.
+        A metric that already has a point at this step or a later one is left as it is. Durations
+        are rounded: all their digits would fill the UI's table.
         """
-        self._record.add(step, metrics)
+        rounded = {n: round(v, 1) if n == DURATION else v for n, v in metrics.items()}
+        self._record.add(step, rounded)
         if time.monotonic() >= self._keep_at:
             self.keep()
 

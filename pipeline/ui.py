@@ -17,7 +17,10 @@ from pipeline.settings import Settings
 
 VIEW_TAG = "mlflow.sharedViewState."
 
-RESULTS = ("rank1", "NM_rank1", "BG_rank1", "CL_rank1", "p_pretrain", "p_finetune", "duration_s")
+RESULTS = (
+    *("rank1", "NM_rank1", "BG_rank1", "CL_rank1", "p_pretrain", "p_finetune"),
+    *("duration_s_pretrain", "duration_s_finetune"),
+)
 """Metrics of evaluation runs that have a column; a run shows those it has."""
 SETTINGS = ("seed", "model.gem_p", "pretrain.lr", "pretrain.steps", "finetune.lr", "finetune.steps")
 CURVES = ("p", "loss", "active_share", "validation_rank1", "sequences_per_s")
@@ -25,7 +28,12 @@ CURVES = ("p", "loss", "active_share", "validation_rank1", "sequences_per_s")
 
 
 def main() -> None:
-    port, *arguments = sys.argv[1:]
+    port, *arguments = sys.argv[1:] or [""]
+    if not port.isdecimal():
+        raise PipelineError(
+            "usage: python -m pipeline.ui PORT [arguments of mlflow ui], with a number as PORT; "
+            f"got {port or 'nothing'}"
+        )
     name = Settings.load().runtime.experiment
     uri = tracking_uri()
     try:
@@ -42,14 +50,14 @@ def main() -> None:
     os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # not an argument: others see those
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     os.environ["PYTHONWARNINGS"] = "ignore"
-    os.execvp("mlflow", command(port, arguments))
+    os.execv(sys.executable, command(port, arguments))
 
 
 def command(port: str, arguments: list[str]) -> list[str]:
     """How MLflow's UI is started: for this machine alone, unless ``arguments`` say otherwise."""
     quiet = ["--uvicorn-opts", "--log-level warning"]
     here = ["--host", "127.0.0.1", "--port", port]
-    return ["mlflow", "ui", *here, "--workers", "1", *quiet, *arguments]
+    return [sys.executable, "-m", "mlflow", "ui", *here, "--workers", "1", *quiet, *arguments]
 
 
 def put_views(client: Any, experiment_name: str) -> str:

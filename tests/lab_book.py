@@ -53,7 +53,7 @@ def look(browser: "Browser", address: str, links: dict[str, str], pictures: Path
             route.abort()
 
     expect.set_options(timeout=TIMEOUT_MS)
-    window = browser.new_context(viewport={"width": 1280, "height": 700})
+    window = browser.new_context(viewport={"width": 1480, "height": 700})
     window.set_default_timeout(TIMEOUT_MS)
     window.route(re.compile("^https?:"), guard)
     page = window.new_page()
@@ -74,7 +74,7 @@ def _runs(page: "Page", pictures: Path) -> None:
     from playwright.sync_api import expect
 
     page.get_by_role("button", name="Hide banner").click()
-    for column in ("NM_rank1", "p_pretrain", "p_finetune", "finetune.lr"):
+    for column in ("NM_rank1", "p_pretrain", "p_finetune", "duration_s_finetune", "finetune.lr"):
         expect(page.get_by_role("columnheader", name=column, exact=True).first).to_be_visible()
     expect(page.get_by_role("link", name="evaluate-casia_e")).to_have_count(3)
     for value in ("77.3", "0.003"):

@@ -42,6 +42,7 @@ def train(
                     "active_share": 0.1 + 0.8 * left,
                     "p": p[1] + (p[0] - p[1]) * left,
                     "sequences_per_s": 80 + noise.random(),
+                    "duration_s": step * (1.3 + 0.01 * noise.random()),
                 },
             )
         run.log(300, {"final_p": p[1]})
@@ -56,7 +57,8 @@ def evaluate(settings: dict[str, Any], rank1: float, finals: list[float], upstre
             "BG_rank1": round(rank1 - 11, 1),
             "CL_rank1": round(rank1 - 6.5, 1),
         }
-        run.log(0, {**metrics, "p_pretrain": finals[0], "p_finetune": finals[1]})
+        metrics |= {"p_pretrain": finals[0], "p_finetune": finals[1], "duration_s": 10.2}
+        run.log(0, metrics)
         figures = Path("figures")
         figures.mkdir(exist_ok=True)
         angles = np.arange(0, 181, 30)

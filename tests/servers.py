@@ -15,10 +15,11 @@ DEADLINE_S = 300
 
 
 @contextmanager
-def serving(*command: str, url: str, cwd: Path, log: Path, **changes: str) -> Iterator[None]:
+def serving(*command: str, url: str, cwd: Path, log: Path, **changes: str) -> Iterator[int]:
     """Run a server until the end of the block; the block begins when ``url`` answers.
 
-    ``changes`` are of the environment. Its processes end as by Ctrl-C in a terminal.
+    It gets the number of the process. ``changes`` are of the environment. All of the server's
+    processes end as by Ctrl-C in a terminal.
     """
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -31,7 +32,7 @@ def serving(*command: str, url: str, cwd: Path, log: Path, **changes: str) -> It
         )
     try:
         _wait_for(url, process, log)
-        yield
+        yield process.pid
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGINT)

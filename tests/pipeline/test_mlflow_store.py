@@ -151,7 +151,7 @@ def path_in_ui(run: TrackedRun) -> str:
 def test_a_row_links_to_all_trainings_behind_it_and_shows_their_durations(
     tracking_store: Path,
 ) -> None:
-    pretrain = made("abc", duration_s=60.0)
+    pretrain = made("abc", duration_s=60.0421)
     finetune = made("def", {"pretrain": "abc"}, "finetune", duration_s=25.0)
     row = found(made("ghi", {"finetune": "def"}, "evaluate", duration_s=3.0))
     assert row.data.tags["upstream_finetune_run_id"] == finetune.run_id
@@ -245,9 +245,37 @@ def test_any_other_folder_is_a_project_of_its_own(path: str) -> None:
 
 def test_runs_are_found_by_a_condition_the_latest_first(tracking_store: Path) -> None:
     client = MlflowClient(tracking_uri())
-    for number, name in enumerate(("a", "b")):
+    for number, name in enumerate(("a", "b", "c")):
         experiment = client.create_experiment(name)
         for stage in ("pretrain", "evaluate"):
-            client.create_run(experiment, 1000 + number, {"stage": stage}, f"{stage}-{name}")
-    found = mlflow_store.find_runs(client, "tags.stage = 'evaluate'")
-    assert [run.info.run_name for run in found] == ["evaluate-b", "evaluate-a"]
+            run = client.create_run(experiment, 1000 + number, {"stage": stage}, f"{stage}-{name}")
+    client.delete_run(run.info.run_id)
+
+    def names(**deleted: bool) -> list[str]:
+        found = mlflow_store.find_runs(client, "tags.stage = 'evaluate'", **deleted)
+        return [run.info.run_name for run in found]
+
+    assert names() == ["evaluate-b", "evaluate-a"]
+    assert names(deleted=True) == ["evaluate-c", "evaluate-b", "evaluate-a"]
+
+
+def test_a_search_goes_through_all_pages(tracking_store: Path) -> None:
+    client = MlflowClient(tracking_uri())
+    experiment = client.create_experiment("a")
+    made = {client.create_run(experiment).info.run_id for _ in range(5)}
+    found = mlflow_store.all_pages(client.search_runs, experiment_ids=[experiment], max_results=2)
+    assert {run.info.run_id for run in found} == made
+    assert len(found) == 5
+
+
+def test_a_record_that_is_removed_while_tags_are_read_is_left_out(
+    tracking_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        with tracked(stage="evaluate"):
+            pass
+    (waits,) = mlflow_store.record_folders()
+    removed = tracking_store / "runs" / "removed" / "record"
+    monkeypatch.setattr(mlflow_store, "record_folders", lambda: [removed, waits])
+    assert [tags["stage"] for tags in mlflow_store.waiting_tags()] == ["evaluate"]

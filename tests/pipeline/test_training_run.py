@@ -293,7 +293,7 @@ def test_a_training_that_is_stopped_goes_on_to_the_same_bytes_in_the_same_run(
         assert one == other
         assert [step for step, _ in one] == list(range(1, 13))
     durations_s = [m.value for m in client.get_metric_history(parts.info.run_id, "duration_s")]
-    assert durations_s[0] > 0
+    assert durations_s[-1] > 0
     assert durations_s == sorted(durations_s), "each part goes on from where the one before was"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
+import pytest
 
 from pipeline.settings import Settings
 from pipeline.ui import SETTINGS, address, command, links
@@ -26,7 +27,7 @@ def test_the_pages_that_readme_shows(tmp_path: Path) -> None:
     for picture in PICTURES:
         assert (ROOT / "docs" / "images" / picture).exists()
         header = (tmp_path / picture).read_bytes()[:24]
-        assert struct.unpack(">II", header[16:]) == (1280, 700)
+        assert struct.unpack(">II", header[16:]) == (1480, 700)
 
 
 def test_columns_are_of_settings_that_exist() -> None:
@@ -35,6 +36,7 @@ def test_columns_are_of_settings_that_exist() -> None:
 
 def test_the_ui_is_reached_from_this_machine_alone_unless_told_otherwise() -> None:
     by_default = " ".join(command("5000", []))
+    assert by_default.startswith(sys.executable)  # no mlflow on PATH is needed
     assert by_default.count("--host") == by_default.count("--host 127.0.0.1 --port 5000") == 1
     told = " ".join(command("5000", ["--host", "0.0.0.0"]))
     assert told.index("--host 0.0.0.0") > told.index("--host 127.0.0.1")  # the last one counts
@@ -49,10 +51,10 @@ def test_links_show_no_password() -> None:
     assert address("postgresql://user:hunter2@host/db", "1234") == "http://127.0.0.1:1234"
 
 
-def ui(store: str) -> str:
+def ui(store: str, *arguments: str) -> str:
     """What it says when it cannot go on."""
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.ui", "5000"],
+        [sys.executable, "-m", "pipeline.ui", *arguments],
         cwd=ROOT,
         env=environment(MLFLOW_TRACKING_URI=store),
         capture_output=True,
@@ -64,11 +66,18 @@ def ui(store: str) -> str:
 
 
 def test_before_the_first_run_there_is_nothing_to_see(migrated_database: Path) -> None:
-    said = ui(f"sqlite:///{migrated_database}")
+    said = ui(f"sqlite:///{migrated_database}", "5000")
     assert said == "\nerror: experiment gaitgl has no runs yet: `make repro` makes some\n"
 
 
 def test_a_server_that_is_down_is_an_error() -> None:
-    said = ui("http://user:hunter2@127.0.0.1:9")
+    said = ui("http://user:hunter2@127.0.0.1:9", "5000")
     assert said.startswith("\nerror: the MLflow store (MLFLOW_TRACKING_URI) does not answer: ")
     assert "hunter2" not in said
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_without_a_port_its_usage_is_shown(arguments: list[str], migrated_database: Path) -> None:
+    said = ui(f"sqlite:///{migrated_database}", *arguments)
+    assert said.startswith("\nerror: usage: python -m pipeline.ui PORT")
+    assert said.endswith(f"got {arguments[0] if arguments else 'nothing'}\n")

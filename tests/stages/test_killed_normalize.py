@@ -208,7 +208,7 @@ def test_a_stage_that_stopped_for_its_refusals_keeps_its_shards(
 
 
 def test_a_cluster_makes_the_same_bytes_though_a_worker_is_killed(new: New) -> None:
-    pytest.importorskip("distributed", reason="Dask is not installed: pip install '.[cluster]'")
+    pytest.importorskip("distributed", reason="Dask is not installed: make setup")
     from tests.dask_cluster import cluster
 
     local = new("local", {"runtime.workers": 2})
