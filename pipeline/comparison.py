@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +156,7 @@ def _in_order_of(first: Probes, second: Probes) -> Probes:
     """The second one's rows in the order of the first one's."""
     names = ["condition", *KEY]
     table = first.table[names].merge(second.table, "left", names, validate="one_to_one")
-    return Probes(second.protocol, second.views, table, second.pairs)
+    return replace(second, table=table)
 
 
 def _between(estimate: Estimate) -> str:

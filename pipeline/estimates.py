@@ -10,14 +10,14 @@ import numpy.typing as npt
 import pandas as pd
 
 from gaitgl.bootstrap import (
-    equal_error_draws,
     interval,
     mean_draws,
     open_set_draws,
+    verification_draws,
     view_pair_mean_draws,
 )
-from gaitgl.verification import FARS, Verification, open_set
-from pipeline.probe_table import PairCounts, Probes
+from gaitgl.verification import FARS, open_set
+from pipeline.probe_table import Probes
 
 Values = npt.NDArray[np.float64]
 
@@ -68,7 +68,7 @@ def figures(probes: Probes, condition: str) -> dict[str, Figure]:
     else:
         found = {
             **_in_all_views(rows, probes.views),
-            **_verification(rows, probes.pairs[condition]),
+            **_verification(rows, probes.equal_error_rates[condition]),
             **_open_set(rows),
         }
     single = rows["subject"].nunique() < 2
@@ -145,45 +145,25 @@ def _in_all_views(rows: pd.DataFrame, views: list[str]) -> _Found:
     return {name: (float(value[i]), draws[:, i]) for i, name in enumerate(counted)}
 
 
-def _verification(rows: pd.DataFrame, pairs: PairCounts) -> _Found:
-    """EER, and TAR at each FAR that there are impostor pairs enough for.
-
-    A draw of subjects draws genuine pairs; impostors are those of all probes.
-    """
-    if pairs.equal_error_rate is None:
+def _verification(rows: pd.DataFrame, equal_error_rate: float | None) -> _Found:
+    """EER, and TAR at each FAR that there are impostor pairs enough for."""
+    if equal_error_rate is None:
         return {}
-    far = _padded(rows["genuine_far"])  # [p, R]
-    count = (~np.isnan(far)).sum(axis=1)  # [p]
-    subjects = rows["subject"].to_numpy(str)
-    rates = [rate for rate in FARS if int(rate * pairs.impostors + 1e-9) >= 1]
-    # pairs that are accepted at each rate; 1e-12: a share of pairs is no exact number
-    accepted = (far[:, :, None] <= np.array(rates) + 1e-12).sum(axis=1)  # [p, rates]
-    means = mean_draws(np.column_stack([accepted, count]), subjects)  # [draws, rates + 1]
-    draws = means[:, :-1] / means[:, -1:]
-    tar = accepted.sum(axis=0) / count.sum()
-    eer_draws = equal_error_draws(_by_far(far), subjects) / 100
+    given = rows[rows["impostors"].notna()].sort_values("subject")
+    impostors = np.stack(given["impostors"].tolist())  # [S, K]
+    rates = [rate for rate in FARS if int(rate * impostors.sum() + 1e-9) >= 1]
+    eer, tar = verification_draws(
+        _padded(rows["genuine_far"]), impostors, rows["subject"].to_numpy(str), rates
+    )
+    # where pairs of both kinds are alike, the rate lies between theirs; here it is the greater one
+    eer += equal_error_rate - eer[0]
     return {
-        "eer": (pairs.equal_error_rate / 100, eer_draws),
+        "eer": (equal_error_rate / 100, eer[1:] / 100),
         **{
-            f"tar_far_1e{round(math.log10(rate))}": (float(tar[i]), draws[:, i])
+            f"tar_far_1e{round(math.log10(rate))}": (tar[0, i] / 100, tar[1:, i] / 100)
             for i, rate in enumerate(rates)
         },
     }
-
-
-def _by_far(far: Values) -> Verification:
-    """Genuine pairs whose distance is the FAR at which they are accepted: [p, R], NaN for none.
-
-    That orders them as the distance does; so no distance of an impostor is needed any more.
-    """
-    known = np.sort(far[~np.isnan(far)])
-    thresholds = np.unique(np.append(known, 1.0))
-    return Verification(
-        thresholds=thresholds,  # float64: a FAR must not be rounded
-        genuine=np.searchsorted(known, thresholds, side="right"),
-        impostors=thresholds,
-        genuine_distances=far,  # type: ignore[arg-type]
-    )
 
 
 def _open_set(rows: pd.DataFrame) -> _Found:

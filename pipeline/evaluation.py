@@ -17,7 +17,7 @@ from pipeline.distance_pass import Compared, Method, compare, first_match, neare
 from pipeline.embedding_file import Embeddings
 from pipeline.errors import PipelineError
 from pipeline.estimates import Estimate, cmc, figures, rank1_by_view
-from pipeline.probe_table import PROBES, PairCounts, Probes
+from pipeline.probe_table import PROBES, Probes
 from pipeline.protocols import Protocol, named
 from pipeline.submission import gallery_subjects, probe_videos, submission
 from pipeline.tables import KEY
@@ -211,7 +211,7 @@ def _result(
             [_probe_rows(keys, protocol, c, compared) for c, compared in by_condition.items()],
             ignore_index=True,
         ),
-        _pair_counts(protocol, by_condition),
+        _equal_error_rates(protocol, by_condition),
     )
     headline = "rank1"
     if len(views) == 1:
@@ -254,9 +254,12 @@ def _probe_rows(
     rows.insert(1, "condition", condition)
     if protocol.gallery_views == "each":
         ranks = np.where(first.gallery_sizes > 0, first.ranks, -1)  # [p, V]
-        rows = rows.assign(ranks=list(ranks), genuine_far=None)
+        rows = rows.assign(ranks=list(ranks), genuine_far=None, impostors=None)
         return rows.reindex(columns=PROBES.names)
     far = compared.genuine_far()  # [p, R]
+    impostors = np.full(len(rows), None)
+    _, first_rows = np.unique(rows["subject"].to_numpy(str), return_index=True)
+    impostors[first_rows] = list(compared.impostors)
     return rows.assign(
         ranks=list(cross.ranks[:, None]),
         average_precision=cross.average_precision,
@@ -264,17 +267,17 @@ def _probe_rows(
         right_distance=_finite(cross.right_distances),
         wrong_distance=_finite(cross.wrong_distances),
         genuine_far=[row[~np.isnan(row)] for row in far],
+        impostors=impostors,
     )
 
 
-def _pair_counts(protocol: Protocol, by_condition: dict[str, Compared]) -> dict[str, PairCounts]:
+def _equal_error_rates(
+    protocol: Protocol, by_condition: dict[str, Compared]
+) -> dict[str, float | None]:
     if protocol.gallery_views == "each":
         return {}
-    counts = {}
-    for condition, compared in by_condition.items():
-        eer = equal_error_rate(compared.verification)
-        counts[condition] = PairCounts(compared.impostor_pairs, None if math.isnan(eer) else eer)
-    return counts
+    rates = {c: equal_error_rate(compared.verification) for c, compared in by_condition.items()}
+    return {c: None if math.isnan(rate) else rate for c, rate in rates.items()}
 
 
 def _det(protocol: Protocol, by_condition: dict[str, Compared]) -> pd.DataFrame:

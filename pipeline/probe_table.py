@@ -34,20 +34,12 @@ PROBES = pa.schema(
         # for each right entry, the share of impostor pairs at most as far (of all probes of the
         # condition): the FAR at which it is accepted
         ("genuine_far", pa.list_(pa.float64())),
+        # in the first row of each subject of a condition, for all of the subject's probes: impostor
+        # pairs in steps of rising distance, the same for all of the condition's subjects
+        ("impostors", pa.list_(pa.int32())),
     ],
-    metadata={"gaitgl": "probes", "version": "1"},
+    metadata={"gaitgl": "probes", "version": "2"},
 )
-
-
-@dataclass(frozen=True)
-class PairCounts:
-    """What all pairs of a probe and a gallery entry tell together."""
-
-    impostors: int
-    """Pairs of different subjects."""
-
-    equal_error_rate: float | None
-    """In %; None without genuine or without impostor pairs."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +54,9 @@ class Probes:
     table: pd.DataFrame
     """Columns of PROBES, by condition as the protocol has them, then in the embeddings' order."""
 
-    pairs: dict[str, "PairCounts"]
-    """Of each condition; empty where each view is a gallery."""
+    equal_error_rates: dict[str, float | None]
+    """In % of each condition; None without genuine or without impostor pairs; empty where each view
+    is a gallery."""
 
     def of(self, condition: str) -> pd.DataFrame:
         return self.table[self.table["condition"] == condition]
@@ -75,7 +68,7 @@ def write_probes(path: Path, probes: list[Probes]) -> None:
         {
             "protocol": asdict(one.protocol),
             "views": one.views,
-            "pairs": {condition: asdict(counts) for condition, counts in one.pairs.items()},
+            "equal_error_rates": one.equal_error_rates,
         }
         for one in probes
     ]
@@ -92,6 +85,5 @@ def read_probes(path: Path) -> list[Probes]:
     for one in described:
         protocol = TypeAdapter(Protocol).validate_python(one["protocol"])
         rows = table[table["protocol"] == protocol.name].reset_index(drop=True)
-        pairs = {condition: PairCounts(**counts) for condition, counts in one["pairs"].items()}
-        found.append(Probes(protocol, one["views"], rows, pairs))
+        found.append(Probes(protocol, one["views"], rows, one["equal_error_rates"]))
     return found
