@@ -45,7 +45,7 @@ def compare(before: Path, after: Path) -> list[Change]:
     """Changes of every figure that both reports have.
 
     ``before`` and ``after`` are reports' folders, or their tables of probes. PipelineError where
-    they do not have the same protocols, conditions and probes.
+    they do not have the same protocols, conditions, probes and galleries.
     """
     one, other = (_read(path) for path in (before, after))
     _check(before, after, one, other)
@@ -115,7 +115,8 @@ def _read(path: Path) -> list[Probes]:
 
 
 def _check(before: Path, after: Path, one: list[Probes], other: list[Probes]) -> None:
-    """PipelineError unless both hold the same probes, compared in the same way."""
+    """PipelineError unless both hold the same probes, compared in the same way with the same
+    gallery."""
     problems = []
     protocols = [[probes.protocol for probes in report] for report in (one, other)]
     if protocols[0] != protocols[1]:
@@ -125,6 +126,14 @@ def _check(before: Path, after: Path, one: list[Probes], other: list[Probes]) ->
     views = [[probes.views for probes in report] for report in (one, other)]
     if views[0] != views[1] and not problems:
         problems.append(f"views: {views[0]} in A, {views[1]} in B")
+    if not problems:
+        problems += [
+            f"{first.protocol.name}: the gallery of {first.gallery.entries} entries in A is "
+            f"another than that of {second.gallery.entries} in B. Make both reports with the same "
+            "catalogue and silhouettes."
+            for first, second in zip(one, other, strict=True)
+            if first.gallery != second.gallery
+        ]
     for (name, first), (_, second) in zip(_named(one), _named(other), strict=False):
         gone, new = (sorted(a - b) for a, b in ((first, second), (second, first)))
         for keys, here, there in ((gone, "A", "B"), (new, "B", "A")):
@@ -137,7 +146,8 @@ def _check(before: Path, after: Path, one: list[Probes], other: list[Probes]) ->
     if problems:
         text = "\n".join(problems)
         raise PipelineError(
-            f"A = {before}, B = {after}: only reports on the same probes can be compared.\n{text}"
+            f"A = {before}, B = {after}: only reports on the same probes and gallery can be "
+            f"compared.\n{text}"
         )
 
 

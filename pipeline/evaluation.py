@@ -17,7 +17,7 @@ from pipeline.distance_pass import Compared, Method, compare, first_match, neare
 from pipeline.embedding_file import Embeddings
 from pipeline.errors import PipelineError
 from pipeline.estimates import Estimate, cmc, figures, rank1_by_view
-from pipeline.probe_table import PROBES, Probes
+from pipeline.probe_table import PROBES, Probes, gallery_of
 from pipeline.protocols import Protocol, named
 from pipeline.submission import gallery_subjects, probe_videos, submission
 from pipeline.tables import KEY
@@ -206,6 +206,7 @@ def _result(
     views = sorted(set(keys["view"]))
     probes = Probes(
         protocol,
+        gallery_of(keys[_in_gallery(keys, protocol)]),
         views,
         pd.concat(
             [_probe_rows(keys, protocol, c, compared) for c, compared in by_condition.items()],
@@ -237,7 +238,7 @@ def _result(
         },
         cmc=pd.concat(curves, ignore_index=True),
         det=_det(protocol, by_condition),
-        counts=_counts(keys, protocol, probes),
+        counts=_counts(keys, probes),
         confusions=_confusions(keys, protocol, by_condition),
         probes=probes,
         notes=notes,
@@ -289,12 +290,16 @@ def _det(protocol: Protocol, by_condition: dict[str, Compared]) -> pd.DataFrame:
     return pd.concat([c for c in curves if len(c)] or curves, ignore_index=True)
 
 
-def _counts(keys: pd.DataFrame, protocol: Protocol, probes: Probes) -> dict[str, int]:
-    in_gallery = keys["sequence"].isin(named(protocol.gallery, keys["sequence"]))
+def _in_gallery(keys: pd.DataFrame, protocol: Protocol) -> "pd.Series[bool]":
+    return keys["sequence"].isin(named(protocol.gallery, keys["sequence"]))
+
+
+def _counts(keys: pd.DataFrame, probes: Probes) -> dict[str, int]:
+    entries = probes.gallery.entries
     counts = {
         "subjects": int(keys["subject"].nunique()),
-        "gallery_sequences": int(in_gallery.sum()),
-        "probe_sequences": int((~in_gallery).sum()),
+        "gallery_sequences": entries,
+        "probe_sequences": len(keys) - entries,
         "views": len(probes.views),
     }
     for condition, rows in probes.table.groupby("condition", sort=False):

@@ -3,6 +3,7 @@
 ``<report>/tables/probes.parquet``
 """
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from pipeline.protocols import Protocol
-from pipeline.tables import read_table, write_table
+from pipeline.tables import KEY, read_table, write_table
 
 PROBES = pa.schema(
     [
@@ -43,10 +44,22 @@ PROBES = pa.schema(
 
 
 @dataclass(frozen=True)
+class Gallery:
+    """What the probes of one protocol were compared with."""
+
+    entries: int
+
+    digest: str
+    """SHA-256 of the entries' keys, in whatever order they came."""
+
+
+@dataclass(frozen=True)
 class Probes:
     """The probes of one protocol."""
 
     protocol: Protocol
+
+    gallery: Gallery
 
     views: list[str]
     """Of galleries and probes, sorted: the order of a row's ranks where each is a gallery."""
@@ -62,11 +75,18 @@ class Probes:
         return self.table[self.table["condition"] == condition]
 
 
+def gallery_of(keys: pd.DataFrame) -> Gallery:
+    """Of a gallery's rows, with columns of KEY."""
+    lines = sorted("\t".join(key) for key in keys[KEY].itertuples(index=False, name=None))
+    return Gallery(len(lines), hashlib.sha256("\n".join(lines).encode()).hexdigest())
+
+
 def write_probes(path: Path, probes: list[Probes]) -> None:
     """The tables of all protocols in one file, with the protocols themselves in its metadata."""
     described = [
         {
             "protocol": asdict(one.protocol),
+            "gallery": asdict(one.gallery),
             "views": one.views,
             "equal_error_rates": one.equal_error_rates,
         }
@@ -85,5 +105,6 @@ def read_probes(path: Path) -> list[Probes]:
     for one in described:
         protocol = TypeAdapter(Protocol).validate_python(one["protocol"])
         rows = table[table["protocol"] == protocol.name].reset_index(drop=True)
-        found.append(Probes(protocol, one["views"], rows, one["equal_error_rates"]))
+        gallery = Gallery(**one["gallery"])
+        found.append(Probes(protocol, gallery, one["views"], rows, one["equal_error_rates"]))
     return found

@@ -102,6 +102,25 @@ def test_other_probes_are_refused_with_counts_and_names(
     assert "view_pairs: 3 of 117 probes are in B alone, not in A:\n  all 99999 00 000" in told
 
 
+def test_other_galleries_are_refused_with_their_numbers(
+    tmp_path: Path, reports: dict[str, Path]
+) -> None:
+    keys, embeddings = walks(("00", "01"), subjects=40, noise=0.6)
+    entry = (keys["sequence"] == "01").to_numpy()
+    gone = entry & (keys["subject"] == "00002").to_numpy() & (keys["view"] == "090").to_numpy()
+    fewer = _report(tmp_path / "b", keys[~gone].reset_index(drop=True), embeddings[~gone])
+    with pytest.raises(PipelineError) as raised:
+        compare(reports["better"], fewer)
+    for name in ("view_pairs", "all_views"):
+        told = f"{name}: the gallery of 120 entries in A is another than that of 119 in B."
+        assert told in str(raised.value)
+    # as many, but of somebody else
+    keys.loc[entry & (keys["subject"] == "00002"), "subject"] = "99999"
+    other = _report(tmp_path / "c", keys, embeddings)
+    with pytest.raises(PipelineError, match="of 120 entries in A is another than that of 120 in B"):
+        compare(reports["better"], other)
+
+
 def test_other_protocols_are_refused(tmp_path: Path, reports: dict[str, Path]) -> None:
     keys, embeddings = walks(("00", "01"), subjects=40)
     pairs = _report(tmp_path / "pairs", keys, embeddings, OUMVLP[:1])

@@ -10,7 +10,7 @@ from gaitgl.verification import FARS
 from pipeline.distance_pass import Method, compare
 from pipeline.estimates import Figure, cmc, figures, rank1_by_view
 from pipeline.layouts.oumvlp_release import OumvlpRelease
-from pipeline.probe_table import PROBES, Probes
+from pipeline.probe_table import PROBES, Gallery, Probes
 from tests.pipeline.walks import walks
 
 PAIRS, EVERY = OumvlpRelease.protocols
@@ -28,7 +28,7 @@ FIVE = [
 def _probes(rows: list[tuple[str, str, list[int]]]) -> Probes:
     table = pd.DataFrame(rows, columns=["subject", "view", "ranks"])
     table = table.assign(protocol="view_pairs", condition="all", sequence="00")
-    return Probes(PAIRS, ["a", "b", "c"], table.reindex(columns=PROBES.names), {})
+    return Probes(PAIRS, Gallery(3, ""), ["a", "b", "c"], table.reindex(columns=PROBES.names), {})
 
 
 def test_means_over_pairs_of_different_views_in_each_convention() -> None:
