@@ -24,6 +24,9 @@ Values = npt.NDArray[np.float64]
 RANKS = (1, 5, 10, 20)
 """The k of the rank-k that are figures."""
 
+MATCHED = "_matched_probes"
+"""Ends the names of figures that leave out probes without a right entry."""
+
 FPIR = 0.01
 
 
@@ -111,7 +114,7 @@ def _in_view_pairs(rows: pd.DataFrame, views: list[str]) -> _Found:
     found: _Found = {}
     for suffix, counted in (
         ("", ~own & (ranks >= 0)),
-        ("_matched_probes", ~own & (ranks > 0)),
+        (MATCHED, ~own & (ranks > 0)),
         ("_with_identical_views", ranks >= 0),
     ):
         for k in RANKS:
@@ -136,7 +139,7 @@ def _in_all_views(rows: pd.DataFrame, views: list[str]) -> _Found:
     counted = {
         f"{name}{suffix}": np.where(ranks > 0, values, unmatched)
         for name, values in each.items()
-        for suffix, unmatched in (("", 0.0), ("_matched_probes", np.nan))
+        for suffix, unmatched in (("", 0.0), (MATCHED, np.nan))
     }
     together = np.stack(list(counted.values()), axis=1)  # [p, figures]
     value = _mean(_cells(together, rows["view"].to_numpy(str), views).T)  # [figures]

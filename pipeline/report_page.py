@@ -8,7 +8,7 @@ from typing import Any
 
 from gaitgl.retrieval import mean_per_probe_view
 from pipeline.embedding_map import EmbeddingMap
-from pipeline.estimates import Estimate
+from pipeline.estimates import MATCHED, Estimate
 from pipeline.evaluation import Evaluation, ProtocolResult
 from pipeline.files import new_folder, write_bytes
 from pipeline.names import printable
@@ -45,8 +45,6 @@ FIGURES = {
     "tar_far_1e-4": "TAR at FAR 0.01 %",
     "fnir_fpir_1e-2": "FNIR at FPIR 1 %",
 }
-
-MATCHED = "_matched_probes"
 
 CONVENTIONS = {
     MATCHED: ", matched probes only",
