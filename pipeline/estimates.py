@@ -94,13 +94,20 @@ def rank1_by_view(probes: Probes, condition: str) -> Values:
 
 def cmc(probes: Probes, condition: str, ranks: Iterable[int]) -> list[float]:
     """Rank-k in % of all probes for each k, identical views left out where there are others."""
-    rows = probes.of(condition)
-    found, probe_views = _ranks(rows), rows["view"].to_numpy(str)
-    counted = found >= 0
-    if probes.protocol.gallery_views == "each" and len(probes.views) > 1:
-        counted &= ~_own_view(rows, probes.views)
-    hits = (np.where(counted, _within(found, k), np.nan) for k in ranks)
+    found = counted_ranks(probes, condition)
+    probe_views = probes.of(condition)["view"].to_numpy(str)
+    hits = (np.where(found >= 0, _within(found, k), np.nan) for k in ranks)
     return [100 * float(_mean(_cells(hit, probe_views, probes.views).ravel())) for hit in hits]
+
+
+def counted_ranks(probes: Probes, condition: str) -> npt.NDArray[np.int64]:
+    """Ranks [p, g] as the table has them, but -1 for identical views where there are others, too:
+    those of the comparisons that the headline is made of."""
+    rows = probes.of(condition)
+    ranks = _ranks(rows)
+    if probes.protocol.gallery_views == "each" and len(probes.views) > 1:
+        ranks[_own_view(rows, probes.views)] = -1
+    return ranks
 
 
 _Found = dict[str, tuple[float, Values | None]]

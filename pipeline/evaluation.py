@@ -16,7 +16,7 @@ from gaitgl.verification import equal_error_rate, error_curve
 from pipeline.distance_pass import Compared, Method, compare, first_match, nearest
 from pipeline.embedding_file import Embeddings
 from pipeline.errors import PipelineError
-from pipeline.estimates import Estimate, cmc, figures, rank1_by_view
+from pipeline.estimates import Estimate, cmc, counted_ranks, figures, rank1_by_view
 from pipeline.probe_table import PROBES, Probes, gallery_of
 from pipeline.protocols import Protocol, named
 from pipeline.submission import gallery_subjects, probe_videos, submission
@@ -64,7 +64,9 @@ class ProtocolResult:
 
     counts: dict[str, int]
     """subjects, gallery_sequences, probe_sequences, views; for each condition
-    ``unmatched_probes_<condition>``, that have no entry to be matched with."""
+    ``comparisons_<condition>``, of a probe with a gallery, as the headline counts them (without
+    identical views); ``unmatched_comparisons_<condition>``, with no entry to be matched with; and
+    ``unmatched_probes_<condition>``, that have one of those."""
 
     confusions: pd.DataFrame
     """At most 20 rows, the worst first: probes for which somebody else's gallery entry is nearer
@@ -302,9 +304,13 @@ def _counts(keys: pd.DataFrame, probes: Probes) -> dict[str, int]:
         "probe_sequences": len(keys) - entries,
         "views": len(probes.views),
     }
-    for condition, rows in probes.table.groupby("condition", sort=False):
-        lacking = [(np.asarray(ranks) == 0).any() for ranks in rows["ranks"]]
-        counts[f"unmatched_probes_{condition}"] = int(np.sum(lacking))
+    for condition in probes.table["condition"].unique():
+        ranks = counted_ranks(probes, condition)  # [p, g]
+        counts |= {
+            f"comparisons_{condition}": int((ranks >= 0).sum()),
+            f"unmatched_comparisons_{condition}": int((ranks == 0).sum()),
+            f"unmatched_probes_{condition}": int((ranks == 0).any(axis=1).sum()),
+        }
     return counts
 
 

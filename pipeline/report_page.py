@@ -12,7 +12,7 @@ from pipeline.estimates import MATCHED, Estimate
 from pipeline.evaluation import Evaluation, ProtocolResult
 from pipeline.files import new_folder, write_bytes
 from pipeline.names import printable
-from pipeline.pages import Picture, render
+from pipeline.pages import Picture, number, render
 from pipeline.protocols import Protocol
 from pipeline.report import prefix
 from pipeline.report_pictures import (
@@ -153,6 +153,25 @@ class _Section:
             for name, estimate in values.items()
             if name.endswith(MATCHED)
         )
+
+    @property
+    def unmatched(self) -> list[str]:
+        """How many probes of each condition lack an entry to be matched with, in sentences."""
+        each = self.protocol.gallery_views == "each"
+        where = "at some other view" if each and len(self.result.views) > 1 else "in the gallery"
+        sentences = []
+        for condition in self.conditions:
+            probes = len(self.result.probes.of(condition))
+            pairs, lacking, unmatched = (
+                self.counts[f"{name}_{condition}"]
+                for name in ("comparisons", "unmatched_comparisons", "unmatched_probes")
+            )
+            if unmatched:
+                of = "" if condition == "all" else f"{printable(condition)}: "
+                part = f" ({number(lacking)} of {number(pairs)} comparisons)" if each else ""
+                words = f"{number(unmatched)} of {number(probes)} probes lack an entry {where}"
+                sentences.append(f"{of}{words}{part}.")
+        return sentences
 
     @property
     def by_view(self) -> list[tuple[str, list[str]]]:
