@@ -180,8 +180,10 @@ def _metrics(evaluation: Evaluation, histories: dict[str, pd.DataFrame]) -> dict
     metrics: dict[str, Any] = {}
     for result in evaluation.results:
         conditions = {name: _numbers(found) for name, found in result.estimates.items()}
-        # a single condition needs no name
-        figures = next(iter(conditions.values())) if len(conditions) == 1 else conditions
+        # a protocol's single condition needs no name; of several, one that is alone there keeps its
+        # own, so that reports can be compared
+        single = len(result.protocol.probes) == 1
+        figures = next(iter(conditions.values())) if single else conditions
         metrics |= {result.protocol.name: figures} if metrics else figures
     if evaluation.submission is not None:
         how = evaluation.submission["how"].value_counts()

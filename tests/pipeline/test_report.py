@@ -116,6 +116,14 @@ def test_a_single_condition_needs_no_name(tmp_path: Path, of_oumvlp: Evaluation)
     assert (tmp_path / "r/tables/rank1_all.csv").exists()
 
 
+def test_one_condition_of_several_keeps_its_name(tmp_path: Path) -> None:
+    keys, embeddings = walks((SEQUENCES[0], SEQUENCES[3]), views=("000", "090"))
+    evaluation = evaluate(keys, embeddings, CASIA_E, Method(shown=False), 5)
+    flat = _written(tmp_path / "r", evaluation, CASIA_E)
+    assert {"CL_rank1", "all_views_CL_map"} <= set(flat)
+    assert "rank1" not in flat
+
+
 def test_an_estimate_without_interval_has_no_ends(tmp_path: Path, of_oumvlp: Evaluation) -> None:
     alone = replace(of_oumvlp.results[0], estimates={"all": {"rank1": Estimate(50.0)}})
     flat = _written(tmp_path / "r", Evaluation([alone], None, []), OumvlpRelease.protocols[:1])
