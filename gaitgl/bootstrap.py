@@ -52,6 +52,7 @@ def view_pair_mean_draws(
     subjects: NDArray[Any],
     draws: int = DRAWS,
     seed: int = 0,
+    identical: bool = False,
 ) -> NDArray[np.float64]:
     """Mean over pairs of different views in each draw: as `retrieval.mean_without_diagonal`.
 
@@ -60,6 +61,7 @@ def view_pair_mean_draws(
         probe_views: [p].
         views: [V], sorted, as the columns of ``values``.
         subjects: [p].
+        identical: pairs of identical views count, too.
 
     Returns:
         [draws]; pairs that a draw has no probe of are left out of its mean.
@@ -69,8 +71,8 @@ def view_pair_mean_draws(
     for row, view in enumerate(views):
         at = probe_views == view
         means = _weighted_means(values[at], codes[at], weights)  # [draws, V]
-        per_pair.append(np.delete(means, row, axis=1))
-    means = np.concatenate(per_pair, axis=1)  # [draws, V * (V - 1)]
+        per_pair.append(means if identical else np.delete(means, row, axis=1))
+    means = np.concatenate(per_pair, axis=1)  # [draws, pairs]
     known = ~np.isnan(means)
     count = known.sum(axis=1)
     total = np.where(known, means, 0).sum(axis=1)

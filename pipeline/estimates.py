@@ -126,11 +126,10 @@ def _in_view_pairs(rows: pd.DataFrame, views: list[str]) -> _Found:
     ):
         for k in RANKS:
             hits = np.where(counted, _within(ranks, k), np.nan)
-            draws = None
-            if suffix != "_with_identical_views":
-                draws = view_pair_mean_draws(hits, probe_views, np.array(views), subjects)
-            elif len(views) == 1:  # it is the headline there
-                draws = mean_draws(hits[:, 0], subjects)
+            identical = suffix == "_with_identical_views"
+            draws = view_pair_mean_draws(
+                hits, probe_views, np.array(views), subjects, identical=identical
+            )
             value = _mean(_cells(hits, probe_views, views).ravel())
             found[f"rank{k}{suffix}"] = float(value), draws
     return found
