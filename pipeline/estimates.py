@@ -16,6 +16,7 @@ from gaitgl.bootstrap import (
     verification_draws,
     view_pair_mean_draws,
 )
+from gaitgl.retrieval import mean_per_probe_view
 from gaitgl.verification import FARS, open_set
 from pipeline.probe_table import Probes
 
@@ -23,6 +24,9 @@ Values = npt.NDArray[np.float64]
 
 RANKS = (1, 5, 10, 20)
 """The k of the rank-k that are figures."""
+
+PRECISIONS = {"map": "average_precision", "minp": "inverse_negative_penalty"}
+"""Figures that are means of a column of the table of probes."""
 
 MATCHED = "_matched_probes"
 """Ends the names of figures that leave out probes without a right entry."""
@@ -82,14 +86,28 @@ def figures(probes: Probes, condition: str) -> dict[str, Figure]:
     }
 
 
-def rank1_by_view(probes: Probes, condition: str) -> Values:
-    """Rank-1 in % of all probes: [probe view, gallery view], or [probe view] in one gallery of all
+def rank_by_view(probes: Probes, condition: str, k: int = 1) -> Values:
+    """Rank-k in % of all probes: [probe view, gallery view], or [probe view] in one gallery of all
     views; NaN where nothing is compared."""
     rows = probes.of(condition)
     ranks = _ranks(rows)
-    hits = np.where(ranks >= 0, _within(ranks, 1), np.nan)
+    hits = np.where(ranks >= 0, _within(ranks, k), np.nan)
     table = 100 * _cells(hits, rows["view"].to_numpy(str), probes.views)
     return table if probes.protocol.gallery_views == "each" else table[:, 0]
+
+
+def by_view(probes: Probes, condition: str) -> dict[str, Values]:
+    """Figures in % of all probes of each view, [V] each: rank-k, in view pairs the mean over the
+    other gallery views; of one gallery of all views also ``map`` and ``minp``."""
+    tables = {f"rank{k}": rank_by_view(probes, condition, k) for k in RANKS}
+    if probes.protocol.gallery_views == "each":
+        return {name: mean_per_probe_view(table) for name, table in tables.items()}
+    rows = probes.of(condition)
+    for name, column in PRECISIONS.items():
+        values = rows[column].fillna(0).to_numpy(np.float64)  # no right entry is a miss
+        cells = _cells(values[:, None], rows["view"].to_numpy(str), probes.views)
+        tables[name] = 100 * cells[:, 0]
+    return tables
 
 
 def cmc(probes: Probes, condition: str, ranks: Iterable[int]) -> list[float]:
@@ -140,8 +158,7 @@ def _in_all_views(rows: pd.DataFrame, views: list[str]) -> _Found:
     ranks, own = _ranks(rows)[:, 0], _own_view(rows, views)  # [p], [p, V]
     subjects = rows["subject"].to_numpy(str)
     each = {f"rank{k}": _within(ranks, k).astype(np.float64) for k in RANKS}
-    each["map"] = rows["average_precision"].to_numpy(np.float64)
-    each["minp"] = rows["inverse_negative_penalty"].to_numpy(np.float64)
+    each |= {name: rows[column].to_numpy(np.float64) for name, column in PRECISIONS.items()}
     counted = {
         f"{name}{suffix}": np.where(ranks > 0, values, unmatched)
         for name, values in each.items()

@@ -16,7 +16,7 @@ from gaitgl.verification import equal_error_rate, error_curve
 from pipeline.distance_pass import Compared, Method, compare, first_match, nearest
 from pipeline.embedding_file import Embeddings
 from pipeline.errors import PipelineError
-from pipeline.estimates import Estimate, cmc, counted_ranks, figures, rank1_by_view
+from pipeline.estimates import Estimate, cmc, counted_ranks, figures, rank_by_view
 from pipeline.probe_table import PROBES, Probes, gallery_of
 from pipeline.protocols import Protocol, named
 from pipeline.submission import gallery_subjects, probe_videos, submission
@@ -233,7 +233,7 @@ def _result(
         protocol=protocol,
         views=views,
         headline=headline,
-        rank1={c: rank1_by_view(probes, c) for c in by_condition},
+        rank1={c: rank_by_view(probes, c) for c in by_condition},
         estimates={
             c: {name: figure.estimate() for name, figure in figures(probes, c).items()}
             for c in by_condition

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gaitgl.retrieval import mean_per_probe_view
 from pipeline.embedding_map import EmbeddingMap
-from pipeline.estimates import MATCHED, Estimate
+from pipeline.estimates import MATCHED, Estimate, by_view
 from pipeline.evaluation import Evaluation, ProtocolResult
 from pipeline.files import new_folder, write_bytes
 from pipeline.names import printable
@@ -175,15 +174,33 @@ class _Section:
 
     @property
     def by_view(self) -> list[tuple[str, list[str]]]:
-        """Rows: a probe view, and its rank-1 under each condition."""
+        """Rows: a probe view, and its figures under each condition, as ``by_view_figures``."""
         columns = [
-            mean_per_probe_view(table) if table.ndim == 2 else table
-            for table in self.result.rank1.values()
+            by_view(self.result.probes, condition)[name]
+            for condition in self.conditions
+            for name in self.by_view_figures
         ]
         return [
             (printable(view), [_percent(float(column[i])) for column in columns])
             for i, view in enumerate(self.result.views)
         ]
+
+    @property
+    def by_view_figures(self) -> dict[str, str]:
+        """Those that the table by probe view shows, and what people call them."""
+        each = self.protocol.gallery_views == "each"
+        names = ["rank1"] if each else ["rank1", "rank5", "map", "minp"]
+        return {name: _name(name) for name in names}
+
+    @property
+    def by_view_heads(self) -> list[str]:
+        """Of its columns: the condition where there are several, the figure where there are."""
+        names = self.by_view_figures.values()
+        if self.conditions == ["all"]:
+            return list(names)
+        if len(names) == 1:
+            return [printable(condition) for condition in self.conditions]
+        return [f"{printable(condition)} {name}" for condition in self.conditions for name in names]
 
     @property
     def pairs(self) -> list[tuple[str, list[tuple[str, list[str]]]]]:

@@ -8,7 +8,7 @@ import pytest
 
 from gaitgl.verification import FARS
 from pipeline.distance_pass import Method, compare
-from pipeline.estimates import Figure, cmc, figures, rank1_by_view
+from pipeline.estimates import Figure, cmc, figures, rank_by_view
 from pipeline.layouts.oumvlp_release import OumvlpRelease
 from pipeline.probe_table import PROBES, Gallery, Probes
 from tests.pipeline.walks import walks
@@ -47,7 +47,7 @@ def test_means_over_pairs_of_different_views_in_each_convention() -> None:
 
 
 def test_the_table_has_a_cell_for_each_pair_and_none_without_a_gallery() -> None:
-    table = rank1_by_view(_probes(FIVE), "all")
+    table = rank_by_view(_probes(FIVE), "all")
     third = 100 / 3
     expected = [[100, third, np.nan], [0, 100, np.nan], [100, 0, np.nan]]
     np.testing.assert_allclose(table, expected)

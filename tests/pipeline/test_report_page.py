@@ -181,6 +181,10 @@ def test_the_headline_and_every_figure_stand_with_their_intervals(page: str, cas
             assert not found or f"{words} {row}" in text
         for rule in result.protocol.rules():
             assert rule in text
+    figures = ("Rank-1", "Rank-5", "mAP", "mINP")
+    columns = " ".join(f"{c} {figure}" for c in ("NM", "BG", "CL") for figure in figures)
+    assert "probe view NM BG CL 000" in text
+    assert f"probe view {columns} 000" in text
     assert "Excluded views: 270." in text
     assert "Three were refused." in text
     assert "matched probes only" not in text
