@@ -1,19 +1,19 @@
 """Intervals by the bootstrap over subjects: what if other people had walked as probes?
 
 A subject's sequences are alike, so that whole subjects are drawn, with replacement, as many as
-there are; the gallery stays as it is. Each function returns the statistic of every draw. Draws
-depend on the seed and the subjects alone, so that two results on the same probes see the same ones:
+there are. The gallery stays as it is: an interval says nothing of other galleries, and that of TAR
+is somewhat narrow for that. Each function returns the statistic of every draw. Draws depend on the
+seed and the subjects alone, so that two results on the same probes see the same ones:
 
     low, high = interval(mean_draws(hit, subjects))
     low, high = interval(mean_draws(hit, subjects) - mean_draws(other_hit, subjects))    paired
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from gaitgl.verification import Verification, crossing, error_rates
 
 DRAWS = 1000
 COVERAGE = 95.0
@@ -52,6 +52,7 @@ def view_pair_mean_draws(
     subjects: NDArray[Any],
     draws: int = DRAWS,
     seed: int = 0,
+    identical: bool = False,
 ) -> NDArray[np.float64]:
     """Mean over pairs of different views in each draw: as `retrieval.mean_without_diagonal`.
 
@@ -60,6 +61,7 @@ def view_pair_mean_draws(
         probe_views: [p].
         views: [V], sorted, as the columns of ``values``.
         subjects: [p].
+        identical: pairs of identical views count, too.
 
     Returns:
         [draws]; pairs that a draw has no probe of are left out of its mean.
@@ -69,8 +71,8 @@ def view_pair_mean_draws(
     for row, view in enumerate(views):
         at = probe_views == view
         means = _weighted_means(values[at], codes[at], weights)  # [draws, V]
-        per_pair.append(np.delete(means, row, axis=1))
-    means = np.concatenate(per_pair, axis=1)  # [draws, V * (V - 1)]
+        per_pair.append(means if identical else np.delete(means, row, axis=1))
+    means = np.concatenate(per_pair, axis=1)  # [draws, pairs]
     known = ~np.isnan(means)
     count = known.sum(axis=1)
     total = np.where(known, means, 0).sum(axis=1)
@@ -114,34 +116,56 @@ def open_set_draws(
     return 100 * (1 - found_at)
 
 
-def equal_error_draws(
-    result: Verification, subjects: NDArray[Any], draws: int = DRAWS, seed: int = 0
-) -> NDArray[np.float64]:
-    """EER in % of each draw: `verification.equal_error_rate` with the drawn genuine pairs.
+def verification_draws(
+    genuine_far: NDArray[np.float64],
+    impostors: NDArray[np.int32],
+    subjects: NDArray[Any],
+    fars: Sequence[float],
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """EER, and TAR at each FAR, in % of each draw: subjects bring their impostor pairs, too.
 
-    The impostor pairs, of which there are thousands for each genuine one, stay as they are. (So
-    they do for the TAR: `mean_draws` of `verification.accepted_per_probe`, whose threshold stays.)
+    So each draw has thresholds of its own. Where its FAR is told between two steps' ends, it rises
+    straight from one to the other.
 
     Args:
-        result: of p probes.
-        subjects: [p], of the probes.
+        genuine_far: [p, R], the share of all impostor pairs that are at most as far as a genuine
+            pair of a probe; NaN where it has fewer. A pair's distance is not needed: this share
+            orders pairs as well.
+        impostors: [S, K], of `verification.VerificationPass.impostors_by_subject`.
+        subjects: [p], of the probes; S different ones.
+        fars: F shares.
 
     Returns:
-        [draws]; NaN without a genuine pair.
+        [1 + draws] and [1 + draws, F]: first all subjects once each, then the draws. NaN without a
+        genuine or an impostor pair.
     """
-    codes, weights = _drawn(subjects, draws, seed)
-    far, _ = error_rates(result)
-    probe, pair = np.nonzero(~np.isnan(result.genuine_distances))
-    distances = result.genuine_distances[probe, pair]
-    order = np.argsort(distances, kind="stable")
-    accepted = np.searchsorted(distances[order], result.thresholds, side="right")  # [T]
-    rates = np.full(draws, np.nan)
-    for draw, weight in enumerate(weights):
-        so_far = np.append(0, weight[codes[probe[order]]].cumsum())  # [pairs + 1]
-        if so_far[-1] and not np.isnan(far[0]):
-            frr = 1 - np.append(0, so_far[accepted]) / so_far[-1]  # [T + 1]
-            rates[draw] = 100 * crossing(far, frr)
-    return rates
+    codes, drawn = _drawn(subjects, draws, seed)
+    weights = np.vstack([np.ones(drawn.shape[1]), drawn])
+    rates = np.full((len(weights), 1 + len(fars)), np.nan)
+    probe, pair = np.nonzero(~np.isnan(genuine_far))
+    if len(probe) and impostors.size:
+        far = genuine_far[probe, pair]
+        order = np.argsort(far, kind="stable")
+        far, pair_codes = far[order], codes[probe[order]]
+        so_far = np.cumsum(weights @ np.pad(impostors, ((0, 0), (1, 0))), axis=1)  # [., K + 1]
+        ends = so_far[0] / so_far[0, -1]
+        step = np.clip(np.searchsorted(ends, far) - 1, 0, len(ends) - 2)
+        within = (far - ends[step]) / (ends[step + 1] - ends[step])
+        for draw, weight in enumerate(weights):
+            genuine = weight[pair_codes].cumsum()
+            if not genuine[-1] or not so_far[draw, -1]:
+                continue
+            ends = so_far[draw] / so_far[draw, -1]
+            drawn_far = ends[step] + within * (ends[step + 1] - ends[step])
+            tar = genuine / genuine[-1]
+            # FAR rises and FRR falls, so that the greater one is least where they cross
+            rates[draw, 0] = np.maximum(drawn_far, 1 - tar).min()
+            # 1e-12: a share of pairs is no exact number
+            accepted = np.searchsorted(drawn_far, np.array(fars) + 1e-12, side="right")
+            rates[draw, 1:] = np.append(0, tar)[accepted]
+    return 100 * rates[:, 0], 100 * rates[:, 1:]
 
 
 def _drawn(

@@ -58,6 +58,8 @@ class Pairs(NamedTuple):
     """[V]: the views of all rows, sorted, whether or not they have a gallery."""
     probe_view: NDArray[np.int64]
     """[p]: each probe's view, as position in ``views``."""
+    probe_subject: NDArray[np.int64]
+    """[p]: each probe's subject, as position among the probes' S subjects, sorted."""
     view_ends: NDArray[np.int64]
     """[V]: a view's entries are ``gallery[view_ends[v] - gallery_sizes[v]:view_ends[v]]``."""
     gallery_sizes: NDArray[np.int64]
@@ -259,6 +261,7 @@ def compared_pairs(
         last=np.searchsorted(key[gallery_rows], wanted, side="right"),
         views=order,
         probe_view=view_code[probe_rows],
+        probe_subject=np.unique(subject_code[probe_rows], return_inverse=True)[1],
         view_ends=view_ends,
         gallery_sizes=np.diff(view_ends, prepend=0),
     )

@@ -9,7 +9,7 @@ thresholds 2^-15 apart (relative to the distance), which is about as well as flo
 8 192 numbers are known. So the figures do not depend on the size of the blocks either.
 """
 
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,13 @@ _DROPPED_BITS = 8
 """Of a float32, whose bits order positive numbers as their values do; 15 of the fraction remain."""
 _BINS = 1 << (31 - _DROPPED_BITS)
 _INFINITE = 0x7F800000 >> _DROPPED_BITS
+_COARSER = 7
+"""How many bits fewer bins have where each subject's impostors are counted: 8 are left."""
 _CHUNK = 2**18
 """Distances binned at once, so that the working memory is a few MiB."""
+_STEPS = 128
+_LEAST_FAR = FARS[-1] / 100
+"""Below it, a draw of subjects needs no step: it does not move a rate a hundredfold."""
 
 
 class Verification(NamedTuple):
@@ -73,7 +78,11 @@ class VerificationPass:
         self._pairs = pairs
         self._same_view = same_view
         self._genuine = np.full((*pairs.first.shape, most), np.nan, np.float32)  # [p, V, M]
-        self._impostors = np.zeros(_BINS, np.int64)  # lazily: pages without a count take no memory
+        # lazily: pages without a count take no memory
+        self._impostors = np.zeros(_BINS, np.int64)
+        subjects = int(pairs.probe_subject.max()) + 1
+        # a row for each bin: those that are in use are neighbors
+        self._by_subject = np.zeros((_INFINITE >> _COARSER, subjects), np.int32)
 
     def add(self, block: Block) -> None:
         pairs, rows = self._pairs, block.rows
@@ -84,14 +93,17 @@ class VerificationPass:
 
         ends = pairs.view_ends[pairs.probe_view[rows]]
         starts = ends - pairs.gallery_sizes[pairs.probe_view[rows]]
+        subjects = pairs.probe_subject[rows]
         step = max(1, _CHUNK // block.wrong.shape[1])
         for first in range(0, len(block.wrong), step):
             bins = _bins(block.wrong[first : first + step])
+            here = slice(first, first + step)
             if self._same_view == "drop":
-                here = slice(first, first + step)
                 for probe, start, end in zip(bins, starts[here], ends[here], strict=True):
                     probe[start:end] = _INFINITE
             _count(self._impostors, bins[bins < _INFINITE])
+            for probe, subject in zip(bins, subjects[here], strict=True):
+                _count(self._by_subject[:, subject], probe[probe < _INFINITE] >> _COARSER)
 
     def result(self) -> Verification:
         genuine = np.zeros(_BINS, np.int64)
@@ -105,6 +117,22 @@ class VerificationPass:
             impostors=self._impostors[used].cumsum(),
             genuine_distances=self._genuine.reshape(len(self._genuine), -1),
         )
+
+    def impostors_by_subject(self) -> NDArray[np.int32]:
+        """Impostor pairs of each probe subject in steps of rising distance: [S, K], K <= 128.
+
+        Steps end where the share of all subjects' pairs so far, the FAR, is spread evenly over its
+        logarithm; between their ends it rises almost straight. Their widths are what
+        `bootstrap.verification_draws` needs of the distances.
+        """
+        used = np.unique(np.flatnonzero(self._impostors) >> _COARSER)
+        counts = self._by_subject[used]  # [U, S]
+        if not len(used):
+            return counts.T
+        far = counts.sum(axis=1).cumsum() / counts.sum()
+        ends = np.searchsorted(far, np.geomspace(max(far[0], _LEAST_FAR), 1, _STEPS))
+        ends = np.unique(np.minimum(ends, len(far) - 1))
+        return np.add.reduceat(counts, np.append(0, ends[:-1] + 1), axis=0).T
 
 
 def error_rates(result: Verification) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -127,15 +155,10 @@ def equal_error_rate(result: Verification) -> float:
     far, frr = error_rates(result)
     if np.isnan(far[0] + frr[0]):
         return float("nan")
-    return 100 * crossing(far, frr)
-
-
-def crossing(far: NDArray[np.float64], frr: NDArray[np.float64]) -> float:
-    """Where FAR = FRR, of rates as `error_rates` returns them: [T + 1], [T + 1] -> a share."""
     after = int(np.argmax(far >= frr))  # > 0: the first has FAR 0 and FRR 1
     gap_before, gap_after = (frr - far)[after - 1], (far - frr)[after]
     share = gap_before / (gap_before + gap_after)
-    return float(far[after - 1] + share * (far[after] - far[after - 1]))
+    return 100 * float(far[after - 1] + share * (far[after] - far[after - 1]))
 
 
 def threshold_at(result: Verification, far: float) -> float:
@@ -150,19 +173,6 @@ def threshold_at(result: Verification, far: float) -> float:
         return float("nan")
     accepted = np.searchsorted(result.impostors, allowed, side="right")
     return float(result.thresholds[accepted - 1]) if accepted else -1.0
-
-
-def accepted_per_probe(result: Verification, far: float) -> NDArray[np.float64]:
-    """Share of each probe's genuine pairs that are accepted at this FAR, in %: [p].
-
-    NaN for probes without a genuine pair, and for all where the FAR cannot be told.
-    """
-    threshold = threshold_at(result, far)
-    known = ~np.isnan(result.genuine_distances)
-    count = known.sum(axis=1)
-    accepted = (known & (result.genuine_distances <= threshold)).sum(axis=1)
-    share = np.where(count > 0, 100 * accepted / np.maximum(count, 1), np.nan)
-    return np.full_like(share, np.nan) if np.isnan(threshold) else share
 
 
 def acceptance_rate(result: Verification, far: float) -> float:
@@ -236,7 +246,7 @@ def _bins(distances: NDArray[np.float32]) -> NDArray[np.uint32]:
     return bits
 
 
-def _count(counts: NDArray[np.int64], bins: NDArray[np.uint32]) -> None:
+def _count(counts: NDArray[Any], bins: NDArray[np.uint32]) -> None:
     """Add to the counts how often each bin occurs."""
     if len(bins):
         low = bins.min()

@@ -1,15 +1,16 @@
-"""Two reports on the same probes: which figures changed, and whether chance alone would do it."""
+"""Two reports on the same probes: which figures changed, and whether other test subjects would
+explain it."""
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from pipeline.errors import PipelineError, listing
-from pipeline.estimates import Estimate, figures
+from pipeline.estimates import MATCHED, Estimate, Figure, figures
 from pipeline.probe_table import Probes, read_probes
 from pipeline.tables import KEY
 
@@ -31,21 +32,23 @@ class Change:
 
     @property
     def verdict(self) -> str:
-        """Whether the change is real: its interval does not hold 0."""
-        if math.isnan(self.difference.low):
-            return "no interval"
-        if self.before == self.after and self.difference.low == self.difference.high == 0:
+        """Whether 0 is in its interval, in words. Of training noise that says nothing."""
+        none = math.isnan(self.difference.low)
+        if self.before == self.after and (none or self.difference.low == self.difference.high == 0):
             return "no change"
+        if none:
+            return "no interval"
         if self.difference.low > 0 or self.difference.high < 0:
-            return "the change is real"
-        return "may be chance"
+            return "more than other subjects explain"
+        return "other subjects may explain it"
 
 
 def compare(before: Path, after: Path) -> list[Change]:
-    """Changes of every figure that both reports have.
+    """Changes of every figure that both reports have; of both conventions for probes without a
+    counterpart, the first only where they are alike in both reports.
 
     ``before`` and ``after`` are reports' folders, or their tables of probes. PipelineError where
-    they do not have the same protocols, conditions and probes.
+    they do not have the same protocols, conditions, probes and galleries.
     """
     one, other = (_read(path) for path in (before, after))
     _check(before, after, one, other)
@@ -65,6 +68,9 @@ def compare(before: Path, after: Path) -> list[Change]:
                 )
                 for name, figure in figures_before.items()
                 if name in figures_after
+                and not all(
+                    _matched_anyway(name, found) for found in (figures_before, figures_after)
+                )
             ]
     return changes
 
@@ -87,8 +93,8 @@ def text_of(changes: list[Change]) -> str:
     return (
         f"{pd.DataFrame(rows).to_string(index=False)}\n"
         "Interval: of the difference, had other subjects walked as probes (paired bootstrap, 1000 "
-        "draws);\nreal: 0 is not in it. Of many figures that did not change, one in twenty looks "
-        "so by chance."
+        "draws).\nIt leaves out 0 by chance for one in twenty figures that did not change, and "
+        "says nothing of\ntraining: another seed may move figures as much."
     )
 
 
@@ -111,11 +117,26 @@ def json_of(changes: list[Change]) -> str:
 
 
 def _read(path: Path) -> list[Probes]:
-    return read_probes(path / PLACE if path.is_dir() else path)
+    if not path.is_dir():
+        return read_probes(path)
+    if (path / "tables" / "submission.csv").exists():
+        raise PipelineError(
+            f"{path} is the report of a competition: nobody here knows who walks in its probes, so "
+            "that it has no figures to compare. Its submission.csv is what the organizers score."
+        )
+    return read_probes(path / PLACE)
+
+
+def _matched_anyway(name: str, found: dict[str, Figure]) -> bool:
+    """Whether a figure of matched probes alone is that of all."""
+    if not name.endswith(MATCHED):
+        return False
+    return found[name].value == found[name.removesuffix(MATCHED)].value
 
 
 def _check(before: Path, after: Path, one: list[Probes], other: list[Probes]) -> None:
-    """PipelineError unless both hold the same probes, compared in the same way."""
+    """PipelineError unless both hold the same probes, compared in the same way with the same
+    gallery."""
     problems = []
     protocols = [[probes.protocol for probes in report] for report in (one, other)]
     if protocols[0] != protocols[1]:
@@ -125,6 +146,14 @@ def _check(before: Path, after: Path, one: list[Probes], other: list[Probes]) ->
     views = [[probes.views for probes in report] for report in (one, other)]
     if views[0] != views[1] and not problems:
         problems.append(f"views: {views[0]} in A, {views[1]} in B")
+    if not problems:
+        problems += [
+            f"{first.protocol.name}: the gallery of {first.gallery.entries} entries in A is "
+            f"another than that of {second.gallery.entries} in B. Make both reports with the same "
+            "catalogue and silhouettes."
+            for first, second in zip(one, other, strict=True)
+            if first.gallery != second.gallery
+        ]
     for (name, first), (_, second) in zip(_named(one), _named(other), strict=False):
         gone, new = (sorted(a - b) for a, b in ((first, second), (second, first)))
         for keys, here, there in ((gone, "A", "B"), (new, "B", "A")):
@@ -137,7 +166,8 @@ def _check(before: Path, after: Path, one: list[Probes], other: list[Probes]) ->
     if problems:
         text = "\n".join(problems)
         raise PipelineError(
-            f"A = {before}, B = {after}: only reports on the same probes can be compared.\n{text}"
+            f"A = {before}, B = {after}: only reports on the same probes and gallery can be "
+            f"compared.\n{text}"
         )
 
 
@@ -156,7 +186,7 @@ def _in_order_of(first: Probes, second: Probes) -> Probes:
     """The second one's rows in the order of the first one's."""
     names = ["condition", *KEY]
     table = first.table[names].merge(second.table, "left", names, validate="one_to_one")
-    return Probes(second.protocol, second.views, table, second.pairs)
+    return replace(second, table=table)
 
 
 def _between(estimate: Estimate) -> str:

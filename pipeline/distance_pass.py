@@ -64,6 +64,9 @@ class Compared:
     verification: Verification
     """All pairs of a probe and a gallery entry, but for those of one subject at one view."""
 
+    impostors: npt.NDArray[np.int32]
+    """[S, K]: those of each probe subject, sorted, in steps of rising distance."""
+
     @property
     def impostor_pairs(self) -> int:
         return int(self.verification.impostors[-1]) if len(self.verification.impostors) else 0
@@ -100,7 +103,12 @@ def compare(
         first.add(block)
         cross.add(block)
         verification.add(block)
-    return Compared(first.result(), cross.result(), verification.result())
+    return Compared(
+        first.result(),
+        cross.result(),
+        verification.result(),
+        verification.impostors_by_subject(),
+    )
 
 
 def first_match(

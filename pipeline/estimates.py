@@ -10,19 +10,26 @@ import numpy.typing as npt
 import pandas as pd
 
 from gaitgl.bootstrap import (
-    equal_error_draws,
     interval,
     mean_draws,
     open_set_draws,
+    verification_draws,
     view_pair_mean_draws,
 )
-from gaitgl.verification import FARS, Verification, open_set
-from pipeline.probe_table import PairCounts, Probes
+from gaitgl.retrieval import mean_per_probe_view
+from gaitgl.verification import FARS, open_set
+from pipeline.probe_table import Probes
 
 Values = npt.NDArray[np.float64]
 
 RANKS = (1, 5, 10, 20)
 """The k of the rank-k that are figures."""
+
+PRECISIONS = {"map": "average_precision", "minp": "inverse_negative_penalty"}
+"""Figures that are means of a column of the table of probes."""
+
+MATCHED = "_matched_probes"
+"""Ends the names of figures that leave out probes without a right entry."""
 
 FPIR = 0.01
 
@@ -68,7 +75,7 @@ def figures(probes: Probes, condition: str) -> dict[str, Figure]:
     else:
         found = {
             **_in_all_views(rows, probes.views),
-            **_verification(rows, probes.pairs[condition]),
+            **_verification(rows, probes.equal_error_rates[condition]),
             **_open_set(rows),
         }
     single = rows["subject"].nunique() < 2
@@ -79,25 +86,46 @@ def figures(probes: Probes, condition: str) -> dict[str, Figure]:
     }
 
 
-def rank1_by_view(probes: Probes, condition: str) -> Values:
-    """Rank-1 in % of all probes: [probe view, gallery view], or [probe view] in one gallery of all
+def rank_by_view(probes: Probes, condition: str, k: int = 1) -> Values:
+    """Rank-k in % of all probes: [probe view, gallery view], or [probe view] in one gallery of all
     views; NaN where nothing is compared."""
     rows = probes.of(condition)
     ranks = _ranks(rows)
-    hits = np.where(ranks >= 0, _within(ranks, 1), np.nan)
+    hits = np.where(ranks >= 0, _within(ranks, k), np.nan)
     table = 100 * _cells(hits, rows["view"].to_numpy(str), probes.views)
     return table if probes.protocol.gallery_views == "each" else table[:, 0]
 
 
+def by_view(probes: Probes, condition: str) -> dict[str, Values]:
+    """Figures in % of all probes of each view, [V] each: rank-k, in view pairs the mean over the
+    other gallery views; of one gallery of all views also ``map`` and ``minp``."""
+    tables = {f"rank{k}": rank_by_view(probes, condition, k) for k in RANKS}
+    if probes.protocol.gallery_views == "each":
+        return {name: mean_per_probe_view(table) for name, table in tables.items()}
+    rows = probes.of(condition)
+    for name, column in PRECISIONS.items():
+        values = rows[column].fillna(0).to_numpy(np.float64)  # no right entry is a miss
+        cells = _cells(values[:, None], rows["view"].to_numpy(str), probes.views)
+        tables[name] = 100 * cells[:, 0]
+    return tables
+
+
 def cmc(probes: Probes, condition: str, ranks: Iterable[int]) -> list[float]:
     """Rank-k in % of all probes for each k, identical views left out where there are others."""
-    rows = probes.of(condition)
-    found, probe_views = _ranks(rows), rows["view"].to_numpy(str)
-    counted = found >= 0
-    if probes.protocol.gallery_views == "each" and len(probes.views) > 1:
-        counted &= ~_own_view(rows, probes.views)
-    hits = (np.where(counted, _within(found, k), np.nan) for k in ranks)
+    found = counted_ranks(probes, condition)
+    probe_views = probes.of(condition)["view"].to_numpy(str)
+    hits = (np.where(found >= 0, _within(found, k), np.nan) for k in ranks)
     return [100 * float(_mean(_cells(hit, probe_views, probes.views).ravel())) for hit in hits]
+
+
+def counted_ranks(probes: Probes, condition: str) -> npt.NDArray[np.int64]:
+    """Ranks [p, g] as the table has them, but -1 for identical views where there are others, too:
+    those of the comparisons that the headline is made of."""
+    rows = probes.of(condition)
+    ranks = _ranks(rows)
+    if probes.protocol.gallery_views == "each" and len(probes.views) > 1:
+        ranks[_own_view(rows, probes.views)] = -1
+    return ranks
 
 
 _Found = dict[str, tuple[float, Values | None]]
@@ -111,16 +139,15 @@ def _in_view_pairs(rows: pd.DataFrame, views: list[str]) -> _Found:
     found: _Found = {}
     for suffix, counted in (
         ("", ~own & (ranks >= 0)),
-        ("_matched_probes", ~own & (ranks > 0)),
+        (MATCHED, ~own & (ranks > 0)),
         ("_with_identical_views", ranks >= 0),
     ):
         for k in RANKS:
             hits = np.where(counted, _within(ranks, k), np.nan)
-            draws = None
-            if suffix != "_with_identical_views":
-                draws = view_pair_mean_draws(hits, probe_views, np.array(views), subjects)
-            elif len(views) == 1:  # it is the headline there
-                draws = mean_draws(hits[:, 0], subjects)
+            identical = suffix == "_with_identical_views"
+            draws = view_pair_mean_draws(
+                hits, probe_views, np.array(views), subjects, identical=identical
+            )
             value = _mean(_cells(hits, probe_views, views).ravel())
             found[f"rank{k}{suffix}"] = float(value), draws
     return found
@@ -131,12 +158,11 @@ def _in_all_views(rows: pd.DataFrame, views: list[str]) -> _Found:
     ranks, own = _ranks(rows)[:, 0], _own_view(rows, views)  # [p], [p, V]
     subjects = rows["subject"].to_numpy(str)
     each = {f"rank{k}": _within(ranks, k).astype(np.float64) for k in RANKS}
-    each["map"] = rows["average_precision"].to_numpy(np.float64)
-    each["minp"] = rows["inverse_negative_penalty"].to_numpy(np.float64)
+    each |= {name: rows[column].to_numpy(np.float64) for name, column in PRECISIONS.items()}
     counted = {
         f"{name}{suffix}": np.where(ranks > 0, values, unmatched)
         for name, values in each.items()
-        for suffix, unmatched in (("", 0.0), ("_matched_probes", np.nan))
+        for suffix, unmatched in (("", 0.0), (MATCHED, np.nan))
     }
     together = np.stack(list(counted.values()), axis=1)  # [p, figures]
     value = _mean(_cells(together, rows["view"].to_numpy(str), views).T)  # [figures]
@@ -145,45 +171,25 @@ def _in_all_views(rows: pd.DataFrame, views: list[str]) -> _Found:
     return {name: (float(value[i]), draws[:, i]) for i, name in enumerate(counted)}
 
 
-def _verification(rows: pd.DataFrame, pairs: PairCounts) -> _Found:
-    """EER, and TAR at each FAR that there are impostor pairs enough for.
-
-    A draw of subjects draws genuine pairs; impostors are those of all probes.
-    """
-    if pairs.equal_error_rate is None:
+def _verification(rows: pd.DataFrame, equal_error_rate: float | None) -> _Found:
+    """EER, and TAR at each FAR that there are impostor pairs enough for."""
+    if equal_error_rate is None:
         return {}
-    far = _padded(rows["genuine_far"])  # [p, R]
-    count = (~np.isnan(far)).sum(axis=1)  # [p]
-    subjects = rows["subject"].to_numpy(str)
-    rates = [rate for rate in FARS if int(rate * pairs.impostors + 1e-9) >= 1]
-    # pairs that are accepted at each rate; 1e-12: a share of pairs is no exact number
-    accepted = (far[:, :, None] <= np.array(rates) + 1e-12).sum(axis=1)  # [p, rates]
-    means = mean_draws(np.column_stack([accepted, count]), subjects)  # [draws, rates + 1]
-    draws = means[:, :-1] / means[:, -1:]
-    tar = accepted.sum(axis=0) / count.sum()
-    eer_draws = equal_error_draws(_by_far(far), subjects) / 100
+    given = rows[rows["impostors"].notna()].sort_values("subject")
+    impostors = np.stack(given["impostors"].tolist())  # [S, K]
+    rates = [rate for rate in FARS if int(rate * impostors.sum() + 1e-9) >= 1]
+    eer, tar = verification_draws(
+        _padded(rows["genuine_far"]), impostors, rows["subject"].to_numpy(str), rates
+    )
+    # where pairs of both kinds are alike, the rate lies between theirs; here it is the greater one
+    eer += equal_error_rate - eer[0]
     return {
-        "eer": (pairs.equal_error_rate / 100, eer_draws),
+        "eer": (equal_error_rate / 100, eer[1:] / 100),
         **{
-            f"tar_far_1e{round(math.log10(rate))}": (float(tar[i]), draws[:, i])
+            f"tar_far_1e{round(math.log10(rate))}": (tar[0, i] / 100, tar[1:, i] / 100)
             for i, rate in enumerate(rates)
         },
     }
-
-
-def _by_far(far: Values) -> Verification:
-    """Genuine pairs whose distance is the FAR at which they are accepted: [p, R], NaN for none.
-
-    That orders them as the distance does; so no distance of an impostor is needed any more.
-    """
-    known = np.sort(far[~np.isnan(far)])
-    thresholds = np.unique(np.append(known, 1.0))
-    return Verification(
-        thresholds=thresholds,  # float64: a FAR must not be rounded
-        genuine=np.searchsorted(known, thresholds, side="right"),
-        impostors=thresholds,
-        genuine_distances=far,  # type: ignore[arg-type]
-    )
 
 
 def _open_set(rows: pd.DataFrame) -> _Found:

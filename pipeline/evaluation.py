@@ -16,8 +16,8 @@ from gaitgl.verification import equal_error_rate, error_curve
 from pipeline.distance_pass import Compared, Method, compare, first_match, nearest
 from pipeline.embedding_file import Embeddings
 from pipeline.errors import PipelineError
-from pipeline.estimates import Estimate, cmc, figures, rank1_by_view
-from pipeline.probe_table import PROBES, PairCounts, Probes
+from pipeline.estimates import Estimate, cmc, counted_ranks, figures, rank_by_view
+from pipeline.probe_table import PROBES, Probes, gallery_of
 from pipeline.protocols import Protocol, named
 from pipeline.submission import gallery_subjects, probe_videos, submission
 from pipeline.tables import KEY
@@ -64,7 +64,9 @@ class ProtocolResult:
 
     counts: dict[str, int]
     """subjects, gallery_sequences, probe_sequences, views; for each condition
-    ``unmatched_probes_<condition>``, that have no entry to be matched with."""
+    ``comparisons_<condition>``, of a probe with a gallery, as the headline counts them (without
+    identical views); ``unmatched_comparisons_<condition>``, with no entry to be matched with; and
+    ``unmatched_probes_<condition>``, that have one of those."""
 
     confusions: pd.DataFrame
     """At most 20 rows, the worst first: probes for which somebody else's gallery entry is nearer
@@ -206,12 +208,13 @@ def _result(
     views = sorted(set(keys["view"]))
     probes = Probes(
         protocol,
+        gallery_of(keys[_in_gallery(keys, protocol)]),
         views,
         pd.concat(
             [_probe_rows(keys, protocol, c, compared) for c, compared in by_condition.items()],
             ignore_index=True,
         ),
-        _pair_counts(protocol, by_condition),
+        _equal_error_rates(protocol, by_condition),
     )
     headline = "rank1"
     if len(views) == 1:
@@ -230,14 +233,14 @@ def _result(
         protocol=protocol,
         views=views,
         headline=headline,
-        rank1={c: rank1_by_view(probes, c) for c in by_condition},
+        rank1={c: rank_by_view(probes, c) for c in by_condition},
         estimates={
             c: {name: figure.estimate() for name, figure in figures(probes, c).items()}
             for c in by_condition
         },
         cmc=pd.concat(curves, ignore_index=True),
         det=_det(protocol, by_condition),
-        counts=_counts(keys, protocol, probes),
+        counts=_counts(keys, probes),
         confusions=_confusions(keys, protocol, by_condition),
         probes=probes,
         notes=notes,
@@ -254,9 +257,12 @@ def _probe_rows(
     rows.insert(1, "condition", condition)
     if protocol.gallery_views == "each":
         ranks = np.where(first.gallery_sizes > 0, first.ranks, -1)  # [p, V]
-        rows = rows.assign(ranks=list(ranks), genuine_far=None)
+        rows = rows.assign(ranks=list(ranks), genuine_far=None, impostors=None)
         return rows.reindex(columns=PROBES.names)
     far = compared.genuine_far()  # [p, R]
+    impostors = np.full(len(rows), None)
+    _, first_rows = np.unique(rows["subject"].to_numpy(str), return_index=True)
+    impostors[first_rows] = list(compared.impostors)
     return rows.assign(
         ranks=list(cross.ranks[:, None]),
         average_precision=cross.average_precision,
@@ -264,17 +270,17 @@ def _probe_rows(
         right_distance=_finite(cross.right_distances),
         wrong_distance=_finite(cross.wrong_distances),
         genuine_far=[row[~np.isnan(row)] for row in far],
+        impostors=impostors,
     )
 
 
-def _pair_counts(protocol: Protocol, by_condition: dict[str, Compared]) -> dict[str, PairCounts]:
+def _equal_error_rates(
+    protocol: Protocol, by_condition: dict[str, Compared]
+) -> dict[str, float | None]:
     if protocol.gallery_views == "each":
         return {}
-    counts = {}
-    for condition, compared in by_condition.items():
-        eer = equal_error_rate(compared.verification)
-        counts[condition] = PairCounts(compared.impostor_pairs, None if math.isnan(eer) else eer)
-    return counts
+    rates = {c: equal_error_rate(compared.verification) for c, compared in by_condition.items()}
+    return {c: None if math.isnan(rate) else rate for c, rate in rates.items()}
 
 
 def _det(protocol: Protocol, by_condition: dict[str, Compared]) -> pd.DataFrame:
@@ -286,17 +292,25 @@ def _det(protocol: Protocol, by_condition: dict[str, Compared]) -> pd.DataFrame:
     return pd.concat([c for c in curves if len(c)] or curves, ignore_index=True)
 
 
-def _counts(keys: pd.DataFrame, protocol: Protocol, probes: Probes) -> dict[str, int]:
-    in_gallery = keys["sequence"].isin(named(protocol.gallery, keys["sequence"]))
+def _in_gallery(keys: pd.DataFrame, protocol: Protocol) -> "pd.Series[bool]":
+    return keys["sequence"].isin(named(protocol.gallery, keys["sequence"]))
+
+
+def _counts(keys: pd.DataFrame, probes: Probes) -> dict[str, int]:
+    entries = probes.gallery.entries
     counts = {
         "subjects": int(keys["subject"].nunique()),
-        "gallery_sequences": int(in_gallery.sum()),
-        "probe_sequences": int((~in_gallery).sum()),
+        "gallery_sequences": entries,
+        "probe_sequences": len(keys) - entries,
         "views": len(probes.views),
     }
-    for condition, rows in probes.table.groupby("condition", sort=False):
-        lacking = [(np.asarray(ranks) == 0).any() for ranks in rows["ranks"]]
-        counts[f"unmatched_probes_{condition}"] = int(np.sum(lacking))
+    for condition in probes.table["condition"].unique():
+        ranks = counted_ranks(probes, condition)  # [p, g]
+        counts |= {
+            f"comparisons_{condition}": int((ranks >= 0).sum()),
+            f"unmatched_comparisons_{condition}": int((ranks == 0).sum()),
+            f"unmatched_probes_{condition}": int((ranks == 0).any(axis=1).sum()),
+        }
     return counts
 
 

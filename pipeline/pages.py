@@ -49,11 +49,11 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _number, "share": _share}
+    environment.filters |= {"number": number, "share": _share}
     return environment.get_template(template).render(values)
 
 
-def _number(value: int) -> str:
+def number(value: int) -> str:
     """10 307, with narrow spaces that do not break."""
     return f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 

@@ -3,6 +3,7 @@
 ``<report>/tables/probes.parquet``
 """
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from pipeline.protocols import Protocol
-from pipeline.tables import read_table, write_table
+from pipeline.tables import KEY, read_table, write_table
 
 PROBES = pa.schema(
     [
@@ -34,20 +35,22 @@ PROBES = pa.schema(
         # for each right entry, the share of impostor pairs at most as far (of all probes of the
         # condition): the FAR at which it is accepted
         ("genuine_far", pa.list_(pa.float64())),
+        # in the first row of each subject of a condition, for all of the subject's probes: impostor
+        # pairs in steps of rising distance, the same for all of the condition's subjects
+        ("impostors", pa.list_(pa.int32())),
     ],
-    metadata={"gaitgl": "probes", "version": "1"},
+    metadata={"gaitgl": "probes", "version": "2"},
 )
 
 
 @dataclass(frozen=True)
-class PairCounts:
-    """What all pairs of a probe and a gallery entry tell together."""
+class Gallery:
+    """What the probes of one protocol were compared with."""
 
-    impostors: int
-    """Pairs of different subjects."""
+    entries: int
 
-    equal_error_rate: float | None
-    """In %; None without genuine or without impostor pairs."""
+    digest: str
+    """SHA-256 of the entries' keys, in whatever order they came."""
 
 
 @dataclass(frozen=True)
@@ -56,17 +59,26 @@ class Probes:
 
     protocol: Protocol
 
+    gallery: Gallery
+
     views: list[str]
     """Of galleries and probes, sorted: the order of a row's ranks where each is a gallery."""
 
     table: pd.DataFrame
     """Columns of PROBES, by condition as the protocol has them, then in the embeddings' order."""
 
-    pairs: dict[str, "PairCounts"]
-    """Of each condition; empty where each view is a gallery."""
+    equal_error_rates: dict[str, float | None]
+    """In % of each condition; None without genuine or without impostor pairs; empty where each view
+    is a gallery."""
 
     def of(self, condition: str) -> pd.DataFrame:
         return self.table[self.table["condition"] == condition]
+
+
+def gallery_of(keys: pd.DataFrame) -> Gallery:
+    """Of a gallery's rows, with columns of KEY."""
+    lines = sorted("\t".join(key) for key in keys[KEY].itertuples(index=False, name=None))
+    return Gallery(len(lines), hashlib.sha256("\n".join(lines).encode()).hexdigest())
 
 
 def write_probes(path: Path, probes: list[Probes]) -> None:
@@ -74,8 +86,9 @@ def write_probes(path: Path, probes: list[Probes]) -> None:
     described = [
         {
             "protocol": asdict(one.protocol),
+            "gallery": asdict(one.gallery),
             "views": one.views,
-            "pairs": {condition: asdict(counts) for condition, counts in one.pairs.items()},
+            "equal_error_rates": one.equal_error_rates,
         }
         for one in probes
     ]
@@ -92,6 +105,6 @@ def read_probes(path: Path) -> list[Probes]:
     for one in described:
         protocol = TypeAdapter(Protocol).validate_python(one["protocol"])
         rows = table[table["protocol"] == protocol.name].reset_index(drop=True)
-        pairs = {condition: PairCounts(**counts) for condition, counts in one["pairs"].items()}
-        found.append(Probes(protocol, one["views"], rows, pairs))
+        gallery = Gallery(**one["gallery"])
+        found.append(Probes(protocol, gallery, one["views"], rows, one["equal_error_rates"]))
     return found

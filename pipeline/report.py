@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.estimates import RANKS, Estimate
+from pipeline.estimates import RANKS, Estimate, by_view, rank_by_view
 from pipeline.evaluation import Evaluation, ProtocolResult, rank1_table
 from pipeline.files import new_folder, write_bytes, write_json
 from pipeline.probe_table import write_probes
@@ -117,6 +117,7 @@ def _write_tables(folder: Path, evaluation: Evaluation) -> None:
             _write_csv(folder / f"{name}.csv", table.reset_index())
     _write_csv(folder / "summary.csv", pd.concat([_summary(result) for result in results]))
     _write_csv(folder / "estimates.csv", pd.concat([_estimates(result) for result in results]))
+    _write_csv(folder / "by_view.csv", pd.concat([_by_view(result) for result in results]))
     for name, digits in (("cmc", 2), ("det", 6), ("confusions", 6)):
         together = pd.concat([_labelled(result, getattr(result, name)) for result in results])
         _write_csv(folder / f"{name}.csv", together.round(digits))
@@ -156,6 +157,27 @@ def _estimates(result: ProtocolResult) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).round(4)
 
 
+def _by_view(result: ProtocolResult) -> pd.DataFrame:
+    """Figures of each probe view, and rank-k of each view pair, which names its gallery view."""
+    name, views = result.protocol.name, result.views
+    rows = []
+    for condition in result.estimates:
+        for figure, values in by_view(result.probes, condition).items():
+            rows += [
+                (name, condition, v, "", figure, x) for v, x in zip(views, values, strict=True)
+            ]
+        if result.protocol.gallery_views == "each":
+            for k in RANKS:
+                table = rank_by_view(result.probes, condition, k)
+                rows += [
+                    (name, condition, probe, gallery, f"rank{k}", table[i, j])
+                    for i, probe in enumerate(views)
+                    for j, gallery in enumerate(views)
+                ]
+    columns = ["protocol", "condition", "probe view", "gallery view", "figure", "percent"]
+    return pd.DataFrame(rows, columns=columns).dropna().round(2)
+
+
 def _labelled(result: ProtocolResult, table: pd.DataFrame) -> pd.DataFrame:
     labelled = table.copy()
     labelled.insert(0, "protocol", result.protocol.name)
@@ -180,8 +202,10 @@ def _metrics(evaluation: Evaluation, histories: dict[str, pd.DataFrame]) -> dict
     metrics: dict[str, Any] = {}
     for result in evaluation.results:
         conditions = {name: _numbers(found) for name, found in result.estimates.items()}
-        # a single condition needs no name
-        figures = next(iter(conditions.values())) if len(conditions) == 1 else conditions
+        # a protocol's single condition needs no name; of several, one that is alone there keeps its
+        # own, so that reports can be compared
+        single = len(result.protocol.probes) == 1
+        figures = next(iter(conditions.values())) if single else conditions
         metrics |= {result.protocol.name: figures} if metrics else figures
     if evaluation.submission is not None:
         how = evaluation.submission["how"].value_counts()

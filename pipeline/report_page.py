@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gaitgl.retrieval import mean_per_probe_view
 from pipeline.embedding_map import EmbeddingMap
-from pipeline.estimates import Estimate
+from pipeline.estimates import MATCHED, Estimate, by_view
 from pipeline.evaluation import Evaluation, ProtocolResult
 from pipeline.files import new_folder, write_bytes
 from pipeline.names import printable
-from pipeline.pages import Picture, render
+from pipeline.pages import Picture, number, render
 from pipeline.protocols import Protocol
 from pipeline.report import prefix
 from pipeline.report_pictures import (
@@ -45,8 +44,6 @@ FIGURES = {
     "tar_far_1e-4": "TAR at FAR 0.01 %",
     "fnir_fpir_1e-2": "FNIR at FPIR 1 %",
 }
-
-MATCHED = "_matched_probes"
 
 CONVENTIONS = {
     MATCHED: ", matched probes only",
@@ -158,16 +155,53 @@ class _Section:
         )
 
     @property
+    def unmatched(self) -> list[str]:
+        """How many probes of each condition lack an entry to be matched with, in sentences."""
+        each = self.protocol.gallery_views == "each"
+        where = "at some other view" if each and len(self.result.views) > 1 else "in the gallery"
+        sentences = []
+        for condition in self.conditions:
+            probes = len(self.result.probes.of(condition))
+            pairs, lacking, unmatched = (
+                self.counts[f"{name}_{condition}"]
+                for name in ("comparisons", "unmatched_comparisons", "unmatched_probes")
+            )
+            if unmatched:
+                of = "" if condition == "all" else f"{printable(condition)}: "
+                part = f" ({number(lacking)} of {number(pairs)} comparisons)" if each else ""
+                words = f"{number(unmatched)} of {number(probes)} probes lack an entry {where}"
+                sentences.append(f"{of}{words}{part}.")
+        return sentences
+
+    @property
     def by_view(self) -> list[tuple[str, list[str]]]:
-        """Rows: a probe view, and its rank-1 under each condition."""
+        """Rows: a probe view, and its figures under each condition, as ``by_view_figures``."""
         columns = [
-            mean_per_probe_view(table) if table.ndim == 2 else table
-            for table in self.result.rank1.values()
+            by_view(self.result.probes, condition)[name]
+            for condition in self.conditions
+            for name in self.by_view_figures
         ]
         return [
             (printable(view), [_percent(float(column[i])) for column in columns])
             for i, view in enumerate(self.result.views)
         ]
+
+    @property
+    def by_view_figures(self) -> dict[str, str]:
+        """Those that the table by probe view shows, and what people call them."""
+        each = self.protocol.gallery_views == "each"
+        names = ["rank1"] if each else ["rank1", "rank5", "map", "minp"]
+        return {name: _name(name) for name in names}
+
+    @property
+    def by_view_heads(self) -> list[str]:
+        """Of its columns: the condition where there are several, the figure where there are."""
+        names = self.by_view_figures.values()
+        if self.conditions == ["all"]:
+            return list(names)
+        if len(names) == 1:
+            return [printable(condition) for condition in self.conditions]
+        return [f"{printable(condition)} {name}" for condition in self.conditions for name in names]
 
     @property
     def pairs(self) -> list[tuple[str, list[tuple[str, list[str]]]]]:

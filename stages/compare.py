@@ -1,4 +1,5 @@
-"""Is the change real? Two reports on the same probes, figure by figure. No stage of dvc.yaml.
+"""Is a change more than other test subjects would explain? Two reports on the same probes, figure
+by figure. No stage of dvc.yaml.
 
 python -m stages.compare A B [--json]
 

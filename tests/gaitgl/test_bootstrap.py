@@ -6,10 +6,10 @@ import pytest
 from numpy.typing import NDArray
 
 from gaitgl.bootstrap import (
-    equal_error_draws,
     interval,
     mean_draws,
     open_set_draws,
+    verification_draws,
     view_pair_mean_draws,
 )
 from gaitgl.distances import distance_blocks
@@ -21,7 +21,13 @@ from gaitgl.retrieval import (
     rank_table,
     right_and_wrong,
 )
-from gaitgl.verification import VerificationPass, equal_error_rate, open_set
+from gaitgl.verification import (
+    Verification,
+    VerificationPass,
+    acceptance_rate,
+    equal_error_rate,
+    open_set,
+)
 
 Array = NDArray[Any]
 
@@ -58,18 +64,17 @@ def test_means_equal_those_of_repeated_rows(first: FirstMatch, subjects: Array) 
 
 
 def test_view_pair_means_equal_those_of_repeated_rows(first: FirstMatch, subjects: Array) -> None:
-    found = view_pair_mean_draws(
-        100.0 * (first.ranks == 1), first.probe_views, first.views, subjects, draws=20, seed=3
-    )
-    expected = [
-        mean_without_diagonal(
-            rank_table(
-                first._replace(ranks=first.ranks[rows], probe_views=first.probe_views[rows]), (1,)
-            )
+    tables = [
+        rank_table(
+            first._replace(ranks=first.ranks[rows], probe_views=first.probe_views[rows]), (1,)
         )[0]
         for rows in resamples(subjects, 20, 3)
     ]
-    np.testing.assert_allclose(found, expected)
+    what = 100.0 * (first.ranks == 1), first.probe_views, first.views, subjects
+    found = view_pair_mean_draws(*what, draws=20, seed=3)
+    np.testing.assert_allclose(found, [mean_without_diagonal(table) for table in tables])
+    found = view_pair_mean_draws(*what, draws=20, seed=3, identical=True)
+    np.testing.assert_allclose(found, [np.nanmean(table) for table in tables])
 
 
 def test_open_set_draws_equal_those_of_repeated_rows(first: FirstMatch, subjects: Array) -> None:
@@ -83,27 +88,77 @@ def test_open_set_draws_equal_those_of_repeated_rows(first: FirstMatch, subjects
         np.testing.assert_allclose(found, expected)
 
 
-def test_equal_error_draws_equal_those_of_repeated_pairs(
-    fixture_arrays: Callable[[str], dict[str, Array]], subjects: Array
-) -> None:
-    rows = fixture_arrays("evaluation")
+def _verified(rows: dict[str, Array]) -> VerificationPass:
     pairs = compared_pairs(rows["f"], rows["subject"], rows["sequence"], rows["view"])
-    verification = VerificationPass(pairs, "drop")
+    verification = VerificationPass(pairs, "drop_genuine")
     blocks = distance_blocks(rows["f"], pairs.probes, pairs.gallery, "euclidean")
     for block in right_and_wrong(pairs, blocks):
         verification.add(block)
-    result = verification.result()
-    found = equal_error_draws(result, subjects, draws=10, seed=3)
-    for rate, drawn in zip(found, resamples(subjects, 10, 3), strict=True):
-        genuine = result.genuine_distances[drawn]
-        kept = np.sort(genuine[~np.isnan(genuine)])
-        again = result._replace(
-            genuine=np.searchsorted(kept, result.thresholds, side="right"),
-            genuine_distances=genuine,
-        )
-        assert rate == pytest.approx(equal_error_rate(again))
-    nobody = result._replace(genuine_distances=np.full_like(result.genuine_distances, np.nan))
-    assert np.isnan(equal_error_draws(nobody, subjects, draws=3)).all()
+    return verification
+
+
+def _of_pairs(genuine: Array, impostors: Array) -> Verification:
+    """From distances [p, R], NaN for no pair, and [q]."""
+    known = genuine[~np.isnan(genuine)]
+    thresholds = np.unique(np.concatenate([known, impostors]))
+    counts = [np.searchsorted(np.sort(d), thresholds, side="right") for d in (known, impostors)]
+    return Verification(thresholds, counts[0], counts[1], genuine)
+
+
+def test_verification_draws_equal_those_of_repeated_pairs() -> None:
+    """Where every impostor has a step of its own, draws are exact; subjects differ in numbers."""
+    random = np.random.default_rng(0)
+    subjects = np.array(["c", "a", "a", "b", "c", "a", "d"])
+    genuine = random.permutation(500)[:21].reshape(7, 3) + 0.5  # no impostor is as near
+    genuine[1, 1:] = genuine[4, 0] = np.nan
+    impostors = random.permutation(np.arange(100, 1100, 3)).astype(np.float64)
+    owners = random.choice(subjects, len(impostors))  # of each impostor pair
+    in_order = owners[np.argsort(impostors)]
+    steps = (np.unique(subjects)[:, None] == in_order).astype(np.int32)  # [S, K]
+    far = np.searchsorted(np.sort(impostors), genuine, side="right") / len(impostors)
+    far[np.isnan(genuine)] = np.nan
+    fars = (0.01, 0.05, 0.3)
+    eer, tar = verification_draws(far, steps, subjects, fars, draws=40, seed=3)
+    assert (len(eer), tar.shape) == (41, (41, 3))
+    # an impostor pair's subject stands in place of its probe
+    of_pairs = resamples(np.concatenate([subjects, owners]), 40, 3)
+    for found_eer, found_tar, rows in zip(
+        eer, tar, [np.arange(7 + len(owners)), *of_pairs], strict=True
+    ):
+        drawn = _of_pairs(genuine[rows[rows < 7]], impostors[rows[rows >= 7] - 7])
+        assert found_eer == pytest.approx(equal_error_rate(drawn))
+        assert found_tar.tolist() == pytest.approx([acceptance_rate(drawn, f) for f in fars])
+    nobody = verification_draws(np.full_like(far, np.nan), steps, subjects, fars, draws=3)
+    no_impostor = verification_draws(far, steps[:, :0], subjects, fars, draws=3)
+    for rates in (*nobody, *no_impostor):
+        assert np.isnan(rates).all()
+
+
+def test_verification_draws_need_no_more_than_the_steps_of_a_pass(
+    fixture_arrays: Callable[[str], dict[str, Array]], subjects: Array
+) -> None:
+    """Steps stand for all distances: the figures are exact, and draws are those of all pairs."""
+    rows = fixture_arrays("evaluation")
+    verification = _verified(rows)
+    result, steps = verification.result(), verification.impostors_by_subject()
+    at = np.searchsorted(result.thresholds, np.nan_to_num(result.genuine_distances))
+    far = result.impostors[at] / result.impostors[-1]
+    far[np.isnan(result.genuine_distances)] = np.nan
+    fars = (1e-2, 1e-3)
+    eer, tar = verification_draws(far, steps, subjects, fars, draws=10, seed=3)
+    assert eer[0] == pytest.approx(equal_error_rate(result), abs=0.01)
+    assert tar[0].tolist() == pytest.approx([acceptance_rate(result, f) for f in fars])
+    flat = rows["f"].reshape(len(rows["f"]), -1)
+    probes, gallery = (np.flatnonzero(rows["sequence"] == s) for s in ("00", "01"))
+    apart = np.linalg.norm(flat[probes, None] - flat[gallery], axis=2)
+    same = rows["subject"][probes, None] == rows["subject"][gallery]
+    own = same & (rows["view"][probes, None] != rows["view"][gallery])
+    for i, drawn in enumerate(resamples(subjects, 10, 3), start=1):
+        again = _of_pairs(np.where(own, apart, np.nan)[drawn], apart[drawn][~same[drawn]])
+        assert eer[i] == pytest.approx(equal_error_rate(again), abs=0.1)
+        expected = [acceptance_rate(again, f) for f in fars]
+        assert tar[i].tolist() == pytest.approx(expected, abs=0.1)
+    assert np.column_stack([eer, tar]).std(axis=0).min() > 0.3  # far more than the tolerance
 
 
 def test_the_same_subjects_and_seed_see_the_same_draws(subjects: Array) -> None:

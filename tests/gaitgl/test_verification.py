@@ -11,7 +11,6 @@ from gaitgl.verification import (
     Verification,
     VerificationPass,
     acceptance_rate,
-    accepted_per_probe,
     equal_error_rate,
     error_curve,
     error_rates,
@@ -21,13 +20,17 @@ from gaitgl.verification import (
 from tests.naive_retrieval import Array, Rows, naive_distance, small_rows
 
 
-def verify(rows: Rows, same_view: Any = "keep", block_bytes: int = 2**20) -> Verification:
+def passed(rows: Rows, same_view: Any, block_bytes: int) -> VerificationPass:
     pairs = compared_pairs(*rows)
     verification = VerificationPass(pairs, same_view)
     blocks = distance_blocks(rows[0], pairs.probes, pairs.gallery, "euclidean", block_bytes)
     for block in right_and_wrong(pairs, blocks):
         verification.add(block)
-    return verification.result()
+    return verification
+
+
+def verify(rows: Rows, same_view: Any = "keep", block_bytes: int = 2**20) -> Verification:
+    return passed(rows, same_view, block_bytes).result()
 
 
 def naive_pairs(rows: Rows, same_view: str) -> tuple[list[list[float]], list[float]]:
@@ -81,6 +84,42 @@ def test_counts_equal_those_of_a_loop_over_pairs(
         np.testing.assert_allclose(np.sort(found[~np.isnan(found)]), np.sort(expected), rtol=1e-6)
 
 
+@settings(max_examples=25, deadline=None)
+@given(rows=small_rows(), same_view=st.sampled_from(["keep", "drop_genuine", "drop"]))
+def test_impostors_of_each_subject_equal_those_of_a_loop(rows: Rows, same_view: str) -> None:
+    """Few distances, far apart: each has a step of its own."""
+    embeddings, subjects, sequences, views = rows
+    names = np.unique(subjects[sequences == "00"]).tolist()
+    found: dict[float, list[int]] = {}
+    for p in np.flatnonzero(sequences == "00"):
+        for g in np.flatnonzero(sequences == "01"):
+            if subjects[p] != subjects[g] and (same_view != "drop" or views[p] != views[g]):
+                apart = naive_distance(embeddings[p], embeddings[g], "euclidean")
+                counts = found.setdefault(round(apart, 3), [0] * len(names))
+                counts[names.index(subjects[p])] += 1
+    steps = passed(rows, same_view, 40).impostors_by_subject()
+    assert steps.T.tolist() == [found[apart] for apart in sorted(found)]
+
+
+def test_steps_are_few_and_even_in_the_logarithm_of_the_rate(fixture_arrays: Any) -> None:
+    rows = fixture_arrays("evaluation")
+    ids = rows["subject"], rows["sequence"], rows["view"]
+    random = np.random.default_rng(0)
+    noisy = rows["f"] + random.normal(0, 0.1, rows["f"].shape).astype(np.float32)
+    steps = passed((noisy, *ids), "drop_genuine", 50_000).impostors_by_subject()
+    assert len(steps) == len(np.unique(ids[0][ids[1] == "00"]))
+    assert 60 < steps.shape[1] <= 128
+    np.testing.assert_array_equal(
+        steps, passed((noisy, *ids), "drop_genuine", 2**25).impostors_by_subject()
+    )
+    whole = verify((noisy, *ids), "drop_genuine")
+    assert steps.sum() == whole.impostors[-1]
+    ends = steps.sum(axis=0).cumsum()
+    assert set(ends.tolist()) <= set(whole.impostors.tolist())
+    ratio = ends[1:] / ends[:-1]
+    assert ratio[ends[1:] > 100].max() < 1.5
+
+
 def test_figures_do_not_depend_on_blocks(fixture_arrays: Any) -> None:
     rows = fixture_arrays("evaluation")
     rows = rows["f"], rows["subject"], rows["sequence"], rows["view"]
@@ -115,8 +154,6 @@ def test_acceptance_at_a_rate() -> None:
     assert acceptance_rate(result, 0.01) == 50
     assert acceptance_rate(result, 0.02) == 75
     assert np.isnan(acceptance_rate(result, 0.001))  # would be a tenth of an impostor
-    assert np.isnan(accepted_per_probe(result, 0.001)).all()
-    assert accepted_per_probe(result, 0.02).tolist() == [75]
 
 
 @settings(max_examples=100, deadline=None)

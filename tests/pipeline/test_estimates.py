@@ -8,9 +8,9 @@ import pytest
 
 from gaitgl.verification import FARS
 from pipeline.distance_pass import Method, compare
-from pipeline.estimates import Figure, cmc, figures, rank1_by_view
+from pipeline.estimates import Figure, cmc, figures, rank_by_view
 from pipeline.layouts.oumvlp_release import OumvlpRelease
-from pipeline.probe_table import PROBES, Probes
+from pipeline.probe_table import PROBES, Gallery, Probes
 from tests.pipeline.walks import walks
 
 PAIRS, EVERY = OumvlpRelease.protocols
@@ -28,7 +28,7 @@ FIVE = [
 def _probes(rows: list[tuple[str, str, list[int]]]) -> Probes:
     table = pd.DataFrame(rows, columns=["subject", "view", "ranks"])
     table = table.assign(protocol="view_pairs", condition="all", sequence="00")
-    return Probes(PAIRS, ["a", "b", "c"], table.reindex(columns=PROBES.names), {})
+    return Probes(PAIRS, Gallery(3, ""), ["a", "b", "c"], table.reindex(columns=PROBES.names), {})
 
 
 def test_means_over_pairs_of_different_views_in_each_convention() -> None:
@@ -47,16 +47,15 @@ def test_means_over_pairs_of_different_views_in_each_convention() -> None:
 
 
 def test_the_table_has_a_cell_for_each_pair_and_none_without_a_gallery() -> None:
-    table = rank1_by_view(_probes(FIVE), "all")
+    table = rank_by_view(_probes(FIVE), "all")
     third = 100 / 3
     expected = [[100, third, np.nan], [0, 100, np.nan], [100, 0, np.nan]]
     np.testing.assert_allclose(table, expected)
 
 
-def test_only_means_without_identical_views_have_draws() -> None:
+def test_every_mean_has_draws_unless_there_is_one_subject_alone() -> None:
     found = figures(_probes(FIVE), "all")
-    assert found["rank1_with_identical_views"].draws is None
-    for name in ("rank1", "rank20_matched_probes"):
+    for name in ("rank1", "rank20_matched_probes", "rank1_with_identical_views"):
         draws = found[name].draws
         assert draws is not None
         assert draws.shape == (1000,)
@@ -90,7 +89,9 @@ def test_verification_by_probe_is_that_of_all_pairs() -> None:
         assert found[name].value == pytest.approx(expected)
     assert found["eer"].value == pytest.approx(equal_error_rate(compared.verification))
     assert found["eer"].low < found["eer"].value < found["eer"].high
-    assert result.probes.pairs["all"].impostors == 120 * 120 - 120 * 3
+    given = result.probes.table["impostors"].dropna()
+    assert len(given) == 40  # once for each subject
+    assert sum(int(counts.sum()) for counts in given) == 120 * 120 - 120 * 3
 
 
 def test_distances_that_are_all_alike_accept_half() -> None:

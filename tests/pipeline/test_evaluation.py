@@ -95,6 +95,8 @@ def test_view_pairs_are_counted_one_by_one() -> None:
         "gallery_sequences": 36,
         "probe_sequences": 36,
         "views": 3,
+        "comparisons_all": 36 * 2,
+        "unmatched_comparisons_all": 0,
         "unmatched_probes_all": 0,
     }
 
@@ -228,7 +230,10 @@ def test_probes_without_a_counterpart_are_reported_both_ways() -> None:
     assert estimates["rank1_matched_probes"].value == 100
     # two of the six pairs of different views have that gallery: a twelfth is lost there
     assert estimates["rank1"].value == pytest.approx(100 - 2 / 6 * 100 / 12)
-    assert result.counts["unmatched_probes_all"] == 3
+    # the subject's probe at the view itself has nothing to find there anyway
+    assert result.counts["unmatched_probes_all"] == 2
+    assert result.counts["unmatched_comparisons_all"] == 2
+    assert result.counts["comparisons_all"] == 36 * 2
     # without any gallery sequence, nothing is right in one gallery of all views either
     gone = (keys["subject"] == "00002") & (keys["sequence"] == "01")
     result = _result(*_without(keys, embeddings, gone), EVERY)
@@ -236,6 +241,7 @@ def test_probes_without_a_counterpart_are_reported_both_ways() -> None:
         assert result.estimates["all"][name].value == pytest.approx(100 * 11 / 12)
         assert result.estimates["all"][f"{name}_matched_probes"].value == 100
     assert result.counts["unmatched_probes_all"] == 3
+    assert result.counts["comparisons_all"] == 36
     assert result.rank1["all"] == pytest.approx(np.full(3, 100 * 11 / 12))
 
 

@@ -28,7 +28,9 @@ def test_probes_come_back_from_their_file(tmp_path: Path) -> None:
     assert len(back) == 2
     for one, result in zip(back, results, strict=True):
         assert (one.protocol, one.views) == (result.protocol, result.views)
-        assert one.pairs == result.probes.pairs
+        assert one.gallery == result.probes.gallery
+        assert one.gallery.entries == 36 - 3
+        assert one.equal_error_rates == result.probes.equal_error_rates
         assert list(one.table["condition"].unique()) == ["NM", "CL"]
         for condition in ("NM", "CL"):
             found = {name: f.estimate() for name, f in figures(one, condition).items()}

@@ -84,6 +84,16 @@ def test_a_report_of_two_protocols_and_three_conditions(
     assert table.loc[0, "090"] == pytest.approx(pairs.rank1["BG"][0, 1], abs=0.01)
     table = pd.read_csv(folder / "tables/all_views_rank1_bg.csv", dtype={"probe view": str})
     assert table["rank-1"].to_numpy() == pytest.approx(every.rank1["BG"], abs=0.01)
+    table = pd.read_csv(folder / "tables/by_view.csv", dtype={"probe view": str})
+    means = table[table["gallery view"].isna()].set_index(["protocol", "condition", "figure"])
+    for result, figures in ((pairs, ("rank1", "rank20")), (every, ("rank1", "map", "minp"))):
+        for figure in figures:
+            rows = means.loc[[(result.protocol.name, "BG", figure)]]
+            assert rows["probe view"].tolist() == ["000", "090"]
+            expected = result.estimates["BG"][figure].value
+            assert rows["percent"].mean() == pytest.approx(expected, abs=0.01)
+    of_pairs = table[table["gallery view"].notna()]
+    assert len(of_pairs) == 3 * 2 * 2 * 4  # conditions, views twice, ranks
     summary = pd.read_csv(folder / "tables/summary.csv")
     assert summary["protocol"].tolist() == ["view_pairs"] * 3 + ["all_views"] * 3
     for name in ("cmc", "det", "confusions", "estimates"):
@@ -114,6 +124,14 @@ def test_a_single_condition_needs_no_name(tmp_path: Path, of_oumvlp: Evaluation)
     assert flat["all_views_map"] == pytest.approx(every.estimates["all"]["map"].value, abs=1e-4)
     assert written_metrics(tmp_path / "r") == flat
     assert (tmp_path / "r/tables/rank1_all.csv").exists()
+
+
+def test_one_condition_of_several_keeps_its_name(tmp_path: Path) -> None:
+    keys, embeddings = walks((SEQUENCES[0], SEQUENCES[3]), views=("000", "090"))
+    evaluation = evaluate(keys, embeddings, CASIA_E, Method(shown=False), 5)
+    flat = _written(tmp_path / "r", evaluation, CASIA_E)
+    assert {"CL_rank1", "all_views_CL_map"} <= set(flat)
+    assert "rank1" not in flat
 
 
 def test_an_estimate_without_interval_has_no_ends(tmp_path: Path, of_oumvlp: Evaluation) -> None:

@@ -190,12 +190,17 @@ def test_the_headline_and_every_figure_stand_with_their_intervals(page: str, cas
             assert not found or f"{words} {row}" in text
         for rule in result.protocol.rules():
             assert rule in text
+    figures = ("Rank-1", "Rank-5", "mAP", "mINP")
+    columns = " ".join(f"{c} {figure}" for c in ("NM", "BG", "CL") for figure in figures)
+    assert "probe view NM BG CL 000" in text
+    assert f"probe view {columns} 000" in text
     assert "Excluded views: 270." in text
     assert "with other test subjects against this same gallery, not with another training" in text
     assert "Rank-k counts gallery sequences, not subjects, as OpenGait does" in text
     assert "Three were refused." in text
     assert "matched probes only" not in text
     assert text.count("both conventions give the same figures") == 2
+    assert "lack an entry" not in text
 
 
 def test_a_probe_without_a_counterpart_gives_both_conventions_a_line(
@@ -211,6 +216,9 @@ def test_a_probe_without_a_counterpart_gives_both_conventions_a_line(
         words = " ".join(f"{e.value:.1f} {e.low:.1f}–{e.high:.1f}" for e in row)
         assert f"Rank-5, matched probes only {words}" in text
     assert "both conventions give" not in text
+    # three probe views of the subject, each without two other views' entries; none is in any view
+    assert "NM: 3 of 36 probes lack an entry at some other view (6 of 72 comparisons)." in text
+    assert "CL: 3 of 36 probes lack an entry in the gallery." in text
 
 
 def test_what_was_trained_on_what_and_with_which_settings(page: str) -> None:

@@ -29,7 +29,7 @@ def test_two_reports_are_compared_or_refused(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     changes = json.loads(done.stdout)
     (rank1,) = (x for x in changes if (x["protocol"], x["figure"]) == ("view_pairs", "rank1"))
-    assert rank1["verdict"] == "the change is real"
+    assert rank1["verdict"] == "more than other subjects explain"
     assert rank1["low"] < rank1["difference"] < rank1["high"]
     done = run(a, c)
     assert done.returncode == 1
