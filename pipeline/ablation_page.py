@@ -84,6 +84,8 @@ Settings are those of `params.yaml`, but for the command's, and for what the sec
 
 ## Rank-1 of each seed, p and time
 
+{spread}
+
 {seeds}
 
 ## Claims
@@ -117,6 +119,7 @@ def ablations_page(
         baseline=variants[0].name,
         rank1=_rank1_table(variants, outcomes),
         changes=_change_table(variants, outcomes),
+        spread=_spread_words(outcomes),
         seeds=_seed_table(variants, outcomes),
         verdicts="\n".join(f"- {verdict(claim, outcomes)}" for claim in claims),
     )
@@ -194,6 +197,22 @@ def _seed_table(variants: Sequence[Variant], outcomes: Outcomes) -> str:
             seconds = "–" if math.isnan(outcome.seconds) else f"{outcome.seconds:.0f}"
             rows.append([f"`{variant.name}`", str(seed), *values, p, seconds])
     return _markdown(["variant", "seed", *columns, "final p", "training, s of wall clock"], rows)
+
+
+def _spread_words(outcomes: Outcomes) -> str:
+    """How far the seeds of one variant lie apart at most."""
+    largest, column, name = max(
+        (max(values) - min(values), column, name)
+        for name, found in outcomes.items()
+        for column in _columns(outcomes)
+        for values in [[outcome.rank1[column].value for outcome in found.values()]]
+    )
+    if all(len(found) == 1 for found in outcomes.values()):
+        return "There is one seed of each, so how far seeds lie apart is not known."
+    return (
+        f"Seeds of one variant lie up to {largest:.1f} points apart ({column} of `{name}`): where "
+        "variants differ by less, it takes more seeds or longer trainings to tell them apart."
+    )
 
 
 def _change(before: dict[int, Outcome], after: dict[int, Outcome], column: str) -> Estimate:

@@ -61,6 +61,7 @@ def test_values_and_draws_are_averaged_over_seeds_and_paired() -> None:
     each = rows(text, "Rank-1 of each seed")
     assert each["`plain` 1"] == ["1", "70.0", "50.0", "6.50", "12"]
     assert "4 experiments" in text
+    assert "up to 10.0 points apart (OUMVLP of `plain`)" in text
 
 
 def test_only_common_seeds_are_compared() -> None:
@@ -75,6 +76,11 @@ def test_only_common_seeds_are_compared() -> None:
     assert "**Missing: 1 of those planned**" in text
     assert ": `ablation-other-1`." in text
     assert "(one seed, others may differ)" in text
+
+
+def test_one_seed_says_nothing_of_others() -> None:
+    text = page({"plain": {0: outcome(made_up(60.0))}, "other": {0: outcome(made_up(50.0))}})
+    assert "how far seeds lie apart is not known" in text
 
 
 def test_a_variant_that_has_not_run_is_shown_as_missing() -> None:
