@@ -175,15 +175,29 @@ class _Section:
 
     @property
     def by_view(self) -> list[tuple[str, list[str]]]:
-        """Rows: a probe view, and its figures under each condition, as ``by_view_figures``."""
-        columns = [
-            by_view(self.result.probes, condition)[name]
+        """Rows: a probe view, and its figures as ``by_view_heads``.
+
+        Several figures under several conditions take a row for each condition: a phone has no room
+        for all of them beside each other.
+        """
+        columns = {
+            (condition, name): by_view(self.result.probes, condition)[name]
             for condition in self.conditions
             for name in self.by_view_figures
-        ]
+        }
+        beside = len(self.conditions) == 1 or len(self.by_view_figures) == 1
+        groups = [self.conditions] if beside else [[condition] for condition in self.conditions]
         return [
-            (printable(view), [_percent(float(column[i])) for column in columns])
+            (
+                printable(view if beside else f"{view} {group[0]}"),
+                [
+                    _percent(float(columns[c, name][i]))
+                    for c in group
+                    for name in self.by_view_figures
+                ],
+            )
             for i, view in enumerate(self.result.views)
+            for group in groups
         ]
 
     @property
@@ -195,13 +209,10 @@ class _Section:
 
     @property
     def by_view_heads(self) -> list[str]:
-        """Of its columns: the condition where there are several, the figure where there are."""
-        names = self.by_view_figures.values()
-        if self.conditions == ["all"]:
-            return list(names)
-        if len(names) == 1:
+        """Of its columns: the figures, or the conditions where there is one figure of several."""
+        if len(self.conditions) > 1 and len(self.by_view_figures) == 1:
             return [printable(condition) for condition in self.conditions]
-        return [f"{printable(condition)} {name}" for condition in self.conditions for name in names]
+        return list(self.by_view_figures.values())
 
     @property
     def pairs(self) -> list[tuple[str, list[tuple[str, list[str]]]]]:
