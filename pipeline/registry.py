@@ -42,6 +42,13 @@ def send_model(client: Any, experiment: str, run_id: str, run: Run, folder: Path
     _register(client, logged, run_id, run, sha256(folder / CHECKPOINT))
 
 
+def look_up(model: str) -> None:
+    """Find a model by its address, ``models:/gaitgl@champion`` say, or raise MLflow's error."""
+    from mlflow.models import get_model_info
+
+    get_model_info(model)
+
+
 def _name_in(folder: Path, model_id: str, run_id: str) -> None:
     """Say in the folder itself which logged model it is."""
     from mlflow.models import Model

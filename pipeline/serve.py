@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipeline import mlflow_store
 from pipeline.errors import PipelineError, run_stage
+from pipeline.registry import look_up
 
 
 def main() -> None:
@@ -30,10 +31,8 @@ def main() -> None:
 
 def check(model: str) -> None:
     """PipelineError where MLflow finds no model by this name."""
-    from mlflow.models import get_model_info
-
     try:
-        get_model_info(model)
+        look_up(model)
     except mlflow_store.store_errors() as error:
         why = mlflow_store.reason(error)
         if model.partition("@")[2] == "champion" and mlflow_store.refused(error):
