@@ -5,7 +5,6 @@ import itertools
 import json
 import re
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from pipeline.description_page import write_description
 from pipeline.silhouette_store import Silhouettes, SilhouetteStore
 from pipeline.tables import KEY
 from tests.browser import broken_pictures, chromium, opened, sideways
+from tests.outline import Outline
 
 NONE = refusal_table("oumvlp", [])
 BAD = "<img src=x onerror=alert(1)>\"'&\x1b\u202e"
@@ -86,36 +86,9 @@ def hostile(write: Callable[..., Written], store: SilhouetteStore) -> Written:
     return write("hostile", sequences, refusals, RELEASE)
 
 
-class _Outline(HTMLParser):
-    """Which elements there are, with their attributes, and the text outside of style."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.text = ""
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        self.text += " "
-        if tag not in ("meta", "img"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag, "elements must nest"
-
-    def handle_data(self, data: str) -> None:
-        if self.open[-1:] != ["style"]:
-            self.text += data
-
-    def of(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
-
-
 def test_names_to_fear_stay_text(hostile: Written) -> None:
     page, _ = hostile
-    outline = _Outline(page)
+    outline = Outline(page)
     assert not outline.open
     assert not outline.of("script")
     assert {str(image["src"])[:22] for image in outline.of("img")} == {"data:image/png;base64,"}
@@ -133,7 +106,7 @@ def test_names_to_fear_stay_text(hostile: Written) -> None:
 
 
 def test_the_page_can_be_found_ones_way_in(hostile: Written) -> None:
-    outline = _Outline(hostile[0])
+    outline = Outline(hostile[0])
     levels = [int(tag[1]) for tag, _ in outline.elements if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1
@@ -147,7 +120,7 @@ def test_the_page_can_be_found_ones_way_in(hostile: Written) -> None:
 
 def test_the_page_says_what_the_numbers_say(hostile: Written) -> None:
     page, numbers = hostile
-    text = re.sub(r"\s+", " ", _Outline(page).text.replace("\N{NARROW NO-BREAK SPACE}", " "))
+    text = Outline(page).text
     assert numbers["accounting"]["files"]["holds"] is False
     assert "files seen 1 234 567 = frames catalogued" in text
     assert "does not hold" in text
@@ -190,7 +163,7 @@ def test_the_table_beside_a_map_has_each_combinations_counts(hostile: Written) -
 
 def test_a_page_of_nothing_refused_and_nothing_recorded(write: Callable[..., Written]) -> None:
     page, numbers = write()
-    text = _Outline(page).text
+    text = Outline(page).text
     assert "By ingest: nothing" in text
     assert "By normalize: nothing" in text
     assert "The layout was not recorded." in text
@@ -200,7 +173,7 @@ def test_a_page_of_nothing_refused_and_nothing_recorded(write: Callable[..., Wri
     assert "does not hold" not in text
     assert numbers["reasons"] == []
     frames = numbers["found"]["frames"]
-    text = _Outline(write(release={"files_seen": frames})[0]).text
+    text = Outline(write(release={"files_seen": frames})[0]).text
     assert "Everything adds up" in text
 
 

@@ -4,7 +4,6 @@ import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import cv2
@@ -27,6 +26,7 @@ from pipeline.silhouette_store import Silhouettes, SilhouetteStore
 from pipeline.tables import KEY
 from pipeline.training_record import TrainingRecord
 from tests.browser import broken_pictures, chromium, opened, sideways
+from tests.outline import Outline
 from tests.pipeline.walks import walks
 
 CASIA_E = CasiaERelease(Path(), [], "release").protocols
@@ -128,36 +128,8 @@ def page(folder: Path) -> str:
     return (folder / "index.html").read_bytes().decode()
 
 
-class _Outline(HTMLParser):
-    """Which elements there are, with their attributes, and the text outside of style."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.text = ""
-        self.feed(page)
-        self.text = re.sub(r"\s+", " ", self.text.replace("\N{NARROW NO-BREAK SPACE}", " "))
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        self.text += " "
-        if tag not in ("meta", "img"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag, "elements must nest"
-
-    def handle_data(self, data: str) -> None:
-        if self.open[-1:] != ["style"]:
-            self.text += data
-
-    def of(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
-
-
 def test_names_to_fear_stay_text_and_nothing_is_asked_from_elsewhere(page: str) -> None:
-    outline = _Outline(page)
+    outline = Outline(page)
     assert not outline.open
     assert not outline.of("script")
     assert {str(image["src"])[:22] for image in outline.of("img")} == {"data:image/png;base64,"}
@@ -166,7 +138,7 @@ def test_names_to_fear_stay_text_and_nothing_is_asked_from_elsewhere(page: str) 
 
 
 def test_the_page_can_be_found_ones_way_in(page: str) -> None:
-    outline = _Outline(page)
+    outline = Outline(page)
     levels = [int(tag[1]) for tag, _ in outline.elements if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1
@@ -178,7 +150,7 @@ def test_the_page_can_be_found_ones_way_in(page: str) -> None:
 
 
 def test_the_headline_and_every_figure_stand_with_their_intervals(page: str, case: Case) -> None:
-    text = _Outline(page).text
+    text = Outline(page).text
     for result in case.evaluation.results:
         for condition, estimates in result.estimates.items():
             rank1 = estimates["rank1"]
@@ -213,7 +185,7 @@ def test_a_probe_without_a_counterpart_gives_both_conventions_a_line(
     keys, embeddings = case.keys[~lone].reset_index(drop=True), case.embeddings[~lone]
     evaluation = evaluate(keys, embeddings, CASIA_E, Method(shown=False), 20)
     fewer = replace(case, keys=keys, embeddings=embeddings, evaluation=evaluation)
-    text = _Outline(fewer.write(tmp_path)).text
+    text = Outline(fewer.write(tmp_path)).text
     for result in evaluation.results:
         row = [e["rank5_matched_probes"] for e in result.estimates.values()]
         words = " ".join(f"{e.value:.1f} {e.low:.1f}–{e.high:.1f}" for e in row)
@@ -225,7 +197,7 @@ def test_a_probe_without_a_counterpart_gives_both_conventions_a_line(
 
 
 def test_what_was_trained_on_what_and_with_which_settings(page: str) -> None:
-    text = _Outline(page).text
+    text = Outline(page).text
     assert "trained by pretrain on OUMVLP (3 steps), then finetune on CASIA-E (3 steps);" in text
     assert "data OUMVLP CASIA-E" in text
     assert "weights from random, seed 0 pretrain" in text
@@ -245,13 +217,13 @@ def test_the_page_names_the_distance_that_its_numbers_are(
     (apart,) = pair_distances(np.stack([a, b]), np.array([0]), np.array([1]), "cosine")
     assert apart == pytest.approx(np.sqrt(2 - 2 * cos), rel=1e-5)
     monkeypatch.setitem(SETTINGS, "distance", "cosine")
-    text = _Outline(case.write(tmp_path)).text
+    text = Outline(case.write(tmp_path)).text
     assert "compared by the Euclidean distance of flattened embeddings scaled to length 1" in text
     assert "√(2 - 2 cos)" in text
 
 
 def test_each_confusion_is_on_the_page_with_keys_and_distances(page: str, case: Case) -> None:
-    text = _Outline(page).text
+    text = Outline(page).text
     worst = case.evaluation.results[0].confusions
     assert len(worst) > 5
     for row in worst.to_dict("records"):
@@ -270,11 +242,11 @@ def test_what_a_confusion_is_compared_with_is_said_of_either_gallery(
     assert (pairs.confusions["wrong_view"] == pairs.confusions["right_view"]).all()
     assert (together.confusions["wrong_view"] != together.confusions["right_view"]).any()
     words = "compared with their own subject's nearest entry"
-    assert f"in the gallery of one view, {words} at that view." in _Outline(page).text
+    assert f"in the gallery of one view, {words} at that view." in Outline(page).text
     evaluation = replace(case.evaluation, results=[together])
     other = replace(case, protocols=case.protocols[1:], evaluation=evaluation).write(tmp_path)
     assert f"All views as one gallery: the probes that lie nearest to somebody else, {words}." in (
-        _Outline(other).text
+        Outline(other).text
     )
 
 
@@ -321,7 +293,7 @@ def test_a_single_condition_has_no_name_and_a_training_may_be_none(
         evaluation=evaluation,
         records=(untrained,),
     )
-    text = _Outline(small.write(tmp_path)).text
+    text = Outline(small.write(tmp_path)).text
     rank1 = evaluation.results[0].estimates["all"]["rank1"]
     assert f"View pairs Rank-1 {rank1.value:.1f} %" in text
     assert "Rank-1, all" not in text
@@ -342,7 +314,7 @@ def test_a_competition_has_a_submission_instead_of_figures(case: Case, tmp_path:
         evaluation=Evaluation([], table, ["One had to be guessed."]),
     )
     page = competition.write(tmp_path)
-    text = _Outline(page).text
+    text = Outline(page).text
     assert "HID" in text
     assert "submission.csv names somebody for each of 2 probe videos: 1 subject in all" in text
     assert "One had to be guessed." in text
