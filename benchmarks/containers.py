@@ -37,8 +37,9 @@ from benchmarks.fresh_process import CAN_MEASURE, in_fresh_process, peak_bytes
 from benchmarks.timing import Row, Timing, compared, number, quiet, table
 from benchmarks.walkers import png_frames
 from pipeline import shard_plan
+from pipeline.decoding import decode
 from pipeline.ingestion import ingest
-from pipeline.normalizing import decode, normalize
+from pipeline.normalizing import normalize
 from pipeline.releases import PASSWORD_VARIABLES
 from pipeline.settings import Dataset
 

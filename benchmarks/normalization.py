@@ -3,9 +3,9 @@
 python -m benchmarks.normalization [--quick]     (from the project's root; needs a temporary folder)
 
 One core: rendered walkers as PNG in memory, OpenCV held to one thread; plain, ours and decoding
-alone see the same bytes in turn. Workers: `pipeline.normalizing.normalize` on a folder of such
-frames with 1 and with 2 workers, from the catalogue to the finished store, start of the processes
-included. Shards are closed sooner than the pipeline's 8 000 frames, so that there are tasks enough
+alone (by OpenCV, as plain does, and by what we do) see the same bytes in turn. Workers:
+`pipeline.normalizing.normalize` on a folder of such frames with 1 and with 2 workers, from the
+catalogue to the finished store, start of the processes included. Shards are closed sooner than the pipeline's 8 000 frames, so that there are tasks enough
 to share; OUMVLP's 28 archives are tasks enough by themselves.
 """
 
@@ -26,6 +26,7 @@ from benchmarks.timing import Row, Timing, compared, interleaved, quiet, table
 from benchmarks.walkers import png_frames
 from gaitgl.silhouettes import normalize_sequence
 from pipeline import normalizing, shard_plan
+from pipeline.decoding import decode
 from pipeline.ingestion import ingest
 
 SEQUENCE_FRAMES = 25
@@ -48,43 +49,36 @@ def _one_core(contents: list[bytes], repeats: int) -> list[Row]:
 
     def ours() -> None:
         for sequence in sequences:
-            normalize_sequence(normalizing.decode(content) for content in sequence)
+            normalize_sequence(decode(content) for content in sequence)
 
     def decoding() -> None:
         for content in contents:
-            normalizing.decode(content)
+            decode(content)
 
+    def opencv() -> None:
+        for content in contents:
+            plain_data.decode(content)
+
+    works = {"plain": plain, "ours": ours, "decoding": decoding, "opencv": opencv}
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
-        timings = interleaved({"plain": plain, "ours": ours, "decoding": decoding}, repeats)
+        timings = interleaved(works, repeats)
     finally:
         cv2.setNumThreads(threads)
     note = f"{len(contents)} PNG of {_mean_kb(contents):.1f} kB, OpenCV {cv2.__version__}"
     return [
-        compared(
-            "normalization, one core",
-            "frames/s",
-            timings["plain"],
-            timings["ours"],
-            len(contents),
-            "≥ 1.25×",
-            note,
-        ),
-        compared(
-            "normalization, share of the decode-only rate",
-            "frames/s",
-            timings["decoding"],
-            timings["ours"],
-            len(contents),
-            "≥ 0.95×",
-            f"plain is decoding alone; {note}",
-        ),
+        compared(work, "frames/s", timings[plain], timings["ours"], len(contents), target, note)
+        for work, plain, target in (
+            ("normalization, one core", "plain", "≥ 1.25×"),
+            ("the same, against OpenCV's decoding alone", "opencv", "≥ 0.95×"),
+            ("the same, against our decoding alone", "decoding", ""),
+        )
     ]
 
 
 def _workers(contents: list[bytes], quick: bool) -> Row:
-    frames = TASKS * SEQUENCE_FRAMES if quick else 6_000
+    frames = TASKS * SEQUENCE_FRAMES if quick else 24_000
     with tempfile.TemporaryDirectory() as temporary:
         root, folder = Path(temporary) / "release", Path(temporary) / "silhouettes"
         _write_release(root, contents, frames)

@@ -80,6 +80,18 @@ def finished_shard(folder: Path, number: int) -> FinishedShard | None:
     return None
 
 
+def shards_to_do(folder: Path, numbers: Iterable[int]) -> list[int]:
+    """Those of one task's shards that are not finished.
+
+    What lies behind a damage depends on what was read before it. So an archive found damaged by a
+    worker that was killed afterwards is read again for all its shards.
+    """
+    shards = {number: finished_shard(folder, number) for number in numbers}
+    todo = sorted(number for number, shard in shards.items() if shard is None)
+    damaged = any(shard.damaged for shard in shards.values() if shard is not None)
+    return sorted(shards) if todo and damaged else todo
+
+
 def forget_shard(folder: Path, number: int) -> None:
     """Delete a shard, if it is there."""
     shard = folder / shard_name(number)

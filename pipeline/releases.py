@@ -244,6 +244,20 @@ def member_name(container: str, folder: str, frame: str) -> str:
     return f"{folder}/{frame}" if is_packed(container) else frame
 
 
+def path_of(root: Path, container: str) -> Path:
+    """The archive that a container is or lies in, or the folder that it is."""
+    path = root / container
+    while path != root and not path.exists():
+        path = path.parent  # of a tar inside a zip, or gone
+    return path
+
+
+def bytes_of(root: Path, container: str) -> int:
+    """Size of the archive that a container is or lies in; 0 for a folder or where it is gone."""
+    path = path_of(root, container)
+    return path.stat().st_size if path.is_file() else 0
+
+
 def _without_members(folders: list[str], members: Iterable[str]) -> list[str]:
     """Folders below which nothing lies, whether members or folders."""
     if not folders:

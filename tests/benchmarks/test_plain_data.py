@@ -15,7 +15,7 @@ from benchmarks.walkers import png_frames, write_store
 from gaitgl.retrieval import cross_view_gallery, rank_by_view
 from gaitgl.silhouettes import normalize_frame, normalize_sequence
 from pipeline.batches import TrainingBatches
-from pipeline.normalizing import decode
+from pipeline.decoding import decode
 from pipeline.silhouette_store import SilhouetteStore
 
 Array = NDArray[Any]

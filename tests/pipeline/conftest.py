@@ -14,6 +14,7 @@ import pandas as pd
 import py7zr
 import pytest
 
+from pipeline import shard_plan
 from pipeline.releases import PASSWORD_VARIABLES
 from pipeline.silhouette_store import (
     INDEX,
@@ -182,3 +183,8 @@ def noise() -> Callable[[int, int], Silhouettes]:
         return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
     return frames
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_plan, "SHARD_FRAMES", 20)

@@ -258,7 +258,10 @@ def test_a_finished_run_whose_work_goes_on_is_the_same_run(
     assert mlflow_store.record_folders() == []
 
 
-def test_two_processes_cannot_have_one_record(tracking_store: Path) -> None:
+def test_two_processes_cannot_have_one_record(
+    tracking_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "IN_USE_S", 0.1)
     folder = tracking_store / "runs" / "pretrain-f00d" / "record"
     with (
         tracked(folder=folder),
