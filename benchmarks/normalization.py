@@ -5,8 +5,9 @@ python -m benchmarks.normalization [--quick]     (from the project's root; needs
 One core: rendered walkers as PNG in memory, OpenCV held to one thread; plain, ours and decoding
 alone (by OpenCV, as plain does, and by what we do) see the same bytes in turn. Workers:
 `pipeline.normalizing.normalize` on a folder of such frames with 1 and with 2 workers, from the
-catalogue to the finished store, start of the processes included. Shards are closed sooner than the pipeline's 8 000 frames, so that there are tasks enough
-to share; OUMVLP's 28 archives are tasks enough by themselves.
+catalogue to the finished store, start of the processes included. Shards are closed sooner than the
+pipeline's 8 000 frames, so that there are tasks enough to share; OUMVLP's 28 archives are tasks
+enough by themselves.
 """
 
 import shutil
