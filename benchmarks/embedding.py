@@ -20,7 +20,7 @@ import torch
 from benchmarks.plain_network import PlainGaitGL, plain_embed
 from benchmarks.silhouettes import write_store
 from benchmarks.timing import Row, compared, interleaved, table
-from benchmarks.training_step import CHANNELS, QUICK_CHANNELS
+from benchmarks.training_step import CHANNELS, QUICK_CHANNELS, forward_flops, product_flops
 from gaitgl.model import GaitGL, GaitGLConfig
 from pipeline.devices import choose_device, lacks_bfloat16, place
 from pipeline.embedding import embed
@@ -93,6 +93,11 @@ def _compare(
     }
     notes["float32"] = f"differs by {off_plain:.1e} from plain, {off_alone:.1e} from one by one"
     notes["float32"] += f"; no row in bfloat16: {lack}" if lack else ""
+    if device.type == "cpu":
+        flops = sum(sum(forward_flops(channels, int(t))) for t in store.index["n_frames"])
+        for name, (_, timing) in timed.items():
+            rate = flops / timing.median_s / product_flops(getattr(torch, name))
+            notes[name] += f"; {rate:.0%} of a matrix product's rate"
     return [
         compared(f"{work}, {name}", "sequences/s", *pair, len(numbers), target, notes[name])
         for name, pair in timed.items()

@@ -21,6 +21,7 @@ from benchmarks.timing import Row, Timing, compared, interleaved, table
 from gaitgl.model import GaitGL, GaitGLConfig
 from pipeline.batches import TrainingBatch
 from pipeline.devices import choose_device, lacks_bfloat16, place
+from pipeline.silhouette_store import HEIGHT, WIDTH
 from pipeline.training import new_optimizer, train_steps
 
 CHANNELS = (32, 64, 128, 128, 256, 256)
@@ -63,7 +64,7 @@ def _on_cpu(
     for name, target in targets.items():
         dtype = torch.float32 if "float32" in name else torch.bfloat16
         flops = _flops(channels, batch, "sum" if "sum" in name else "branch")
-        rate, limit = flops / timings[name].median_s, _product_flops(dtype)
+        rate, limit = flops / timings[name].median_s, product_flops(dtype)
         note = f"{rate / 1e9:.0f} GFLOP/s, {rate / limit:.0%} of a matrix product's"
         if name == "float32":
             note += f"; first loss differs by {difference:.0e}"
@@ -170,24 +171,34 @@ def _peak_bytes(steps: Iterator[float], device: torch.device) -> int:
 
 
 def _flops(channels: tuple[int, ...], batch: TrainingBatch, activation: str) -> float:
-    """Of the step's convolutions, counted as 2 for each product that is added.
+    """Of the step's convolutions: forward, gradient of the input, gradient of the kernel.
 
-    Three passes: forward, gradient of the input, gradient of the kernel; the first convolution's
-    input needs none. A GLConv is two convolutions, a GLConvA with activation sum one. What corrects
-    the parts' borders, the pooling, the linear layer and the loss are not counted.
+    The first convolution's input needs no gradient.
     """
-    n, _, t, h, w = batch.silhouettes.shape
+    n, _, t, _, _ = batch.silhouettes.shape
+    first, others = forward_flops(channels, t, activation)
+    return n * (2 * first + 3 * others)
+
+
+def forward_flops(
+    channels: tuple[int, ...], frames: int, activation: str = "branch"
+) -> tuple[float, float]:
+    """Of one sequence's first and of its other convolutions; a product that is added counts as 2.
+
+    A GLConv is two convolutions, a GLConvA with activation sum one. What corrects the parts'
+    borders, the pooling and the linear layer are not counted.
+    """
     c1, a1, a2, a3, a4, b1 = channels
-    t2 = (t - 3) // 3 + 1
-    whole, quarter = t2 * h * w, t2 * (h // 2) * (w // 2)
+    t2 = (frames - 3) // 3 + 1
+    whole, quarter = t2 * HEIGHT * WIDTH, t2 * (HEIGHT // 2) * (WIDTH // 2)
     each = 1 if activation == "sum" else 2
-    first = 27 * c1 * t * h * w
+    first = 27 * c1 * frames * HEIGHT * WIDTH
     others = 3 * c1 * c1 * whole + each * 27 * c1 * a1 * whole
     others += each * 27 * (a1 * a2 + a2 * a3 + a3 * a4) * quarter + 2 * 27 * a4 * b1 * quarter
-    return 2.0 * n * (2 * first + 3 * others)
+    return 2.0 * first, 2.0 * others
 
 
-def _product_flops(precision: torch.dtype) -> float:
+def product_flops(precision: torch.dtype) -> float:
     """The rate of the best of five products of 2048 × 2048 matrices: what this CPU gives."""
     a = torch.randn(2048, 2048).to(precision)
     timing = interleaved({"product": lambda: a @ a}, repeats=5)["product"]

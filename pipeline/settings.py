@@ -213,8 +213,9 @@ class Submission(Section):
 
     unknown_above: Annotated[float, Field(ge=0)]
     """A probe whose nearest gallery entry is further than this, or that has no usable frame, gets
-    the label -1 (in the unit of evaluate.distance; of cosine: √(2 - 2 cos)); for years that score
-    unknown people. 0: nobody does."""
+    the label -1 (in the unit of evaluate.distance; of cosine: √(2 - 2 cos); with
+    evaluate.reranking: of its distances, from 0 to 1); for years that score unknown people.
+    0: nobody does."""
 
 
 class Evaluate(Section):
