@@ -128,15 +128,16 @@ def stores(
 
 @pytest.fixture(scope="session")
 def slow_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root with OUMVLP in the real pictures' size, so that normalizing takes seconds: three
-    archives of 40 sequences of 5 frames. Do not write there."""
+    """A root with OUMVLP in the real pictures' size and, so that normalizing takes seconds, in 16
+    bits, for which there is no fast decoder: three archives of 40 sequences of 5 frames. Do not
+    write there."""
     root = tmp_path_factory.mktemp("slow") / "oumvlp"
     root.mkdir()
     pictures = []
     for shift in range(5):
         frame = np.zeros((980, 1280), np.uint8)
         cv2.ellipse(frame, (600 + 9 * shift, 500), (120, 400), shift, 0, 360, 255, -1)
-        pictures.append(cv2.imencode(".png", frame)[1].tobytes())
+        pictures.append(cv2.imencode(".png", frame.astype(np.uint16) * 257)[1].tobytes())
     for folder in ("Silhouette_000-00", "Silhouette_000-01", "Silhouette_090-00"):
         stored = [{"id": py7zr.FILTER_COPY}]
         with py7zr.SevenZipFile(root / f"{folder}.7z", "w", filters=stored) as archive:
