@@ -105,7 +105,7 @@ def write_release(
 
 
 def _rates(container: Container, pictures: list[bytes], quick: bool) -> Iterator[Row]:
-    walks, length, repeats = (4, 5, 1) if quick else (10, 15, 2)
+    walks, length, repeats = (4, 5, 1) if quick else (50, 15, 2)
     encoded = _encoded(container, pictures)
     with tempfile.TemporaryDirectory() as temporary:
         root, start = Path(temporary) / "release", Path(temporary) / "start"
