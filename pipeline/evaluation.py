@@ -71,9 +71,9 @@ class ProtocolResult:
     confusions: pd.DataFrame
     """At most 20 rows, the worst first: probes for which somebody else's gallery entry is nearer
     than any of their own subject's, among those they are compared with (where each view is a
-    gallery: in the view in which they are worst), by how much nearer. Columns condition; probe_subject,
-    probe_sequence, probe_view; wrong_subject, wrong_sequence, wrong_view, wrong_distance;
-    right_subject, right_sequence, right_view, right_distance."""
+    gallery: in the view in which they are worst), by how much nearer. Columns condition;
+    probe_subject, probe_sequence, probe_view; wrong_subject, wrong_sequence, wrong_view,
+    wrong_distance; right_subject, right_sequence, right_view, right_distance."""
 
     probes: Probes
     """What the figures are means of; ``tables/probes.parquet``."""
