@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from synthetic.body import Array, Body
+from synthetic.body import Body
+from synthetic.people import Array
 from synthetic.settings import Faults
 
 Frame = NDArray[np.uint8]

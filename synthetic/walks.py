@@ -10,7 +10,8 @@ from itertools import chain
 
 import numpy as np
 
-from synthetic.body import BAGS, Array, Outfit, draw_person, draw_take, walk
+from synthetic.body import walk
+from synthetic.people import BAGS, Array, Outfit, draw_person, draw_take
 from synthetic.render import Frame, draw, spoil
 from synthetic.settings import Camera, Faults, Nuisance, Recording, Settings
 

@@ -3,30 +3,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synthetic.body import (
-    BAGS,
-    PART_BALLS,
-    Array,
-    Body,
-    Outfit,
-    Person,
-    draw_person,
-    draw_take,
-    walk,
-)
-from synthetic.settings import People
+from synthetic.body import PART_BALLS, Body, walk
+from synthetic.people import BAGS, Array, Outfit, Person, draw_person
+from tests.synthetic.cast import PEOPLE, average_person
 
-NOBODY_IN_PARTICULAR = People(
-    shape_spread=0.0, motion_spread=0.0, motion_variation=0.0, clothes_variation=0.0
-)
 PLAIN = Outfit()
-PEOPLE = People(shape_spread=1.0, motion_spread=1.0, motion_variation=0.35, clothes_variation=0.25)
 # Order of a body's limb ends: left and right knee, calf, ankle; then elbow, forearm, wrist, hand.
 LEFT_KNEE, LEFT_ANKLE, RIGHT_KNEE, RIGHT_ANKLE, LEFT_HAND, RIGHT_HAND = 0, 2, 3, 5, 9, 13
-
-
-def average_person() -> Person:
-    return draw_person(np.random.default_rng(0), NOBODY_IN_PARTICULAR)
 
 
 def one_stride(person: Person, outfit: Outfit = PLAIN, moments: int = 100) -> Body:
@@ -108,35 +91,6 @@ def test_a_stride_has_the_length_of_a_stride() -> None:
     body = walk(person, Outfit(), np.array([0.0, 1 / person.motion["cadence"]]), 0.0)
     stride = body.centres[1, 0, 0] - body.centres[0, 0, 0]
     assert 0.7 < stride / person.shape["height"] < 1.0  # adults: about 0.8
-
-
-def test_takes_of_one_person_are_nearer_than_people() -> None:
-    rng = np.random.default_rng(3)
-
-    def traits(person: Person) -> Array:
-        values = [*person.shape.values(), *person.motion.values(), *person.waves.ravel()]
-        return np.array(values)
-
-    people = [draw_person(rng, PEOPLE) for _ in range(30)]
-    first, second = (
-        np.stack([traits(draw_take(rng, person, PEOPLE, 0.04)) for person in people]) for _ in "ab"
-    )
-    spread = np.concatenate([first, second]).std(axis=0)
-    distances = np.linalg.norm((first[:, None] - second[None]) / spread, axis=-1)
-    assert (distances.argmin(axis=1) == np.arange(30)).all()
-    assert np.diag(distances).min() > 0.5
-
-
-@pytest.mark.parametrize(
-    ("spread", "moved"), [("shape_spread", "shape"), ("motion_spread", "motion")]
-)
-def test_spreads_change_what_they_are_named_after(spread: str, moved: str) -> None:
-    people = NOBODY_IN_PARTICULAR.model_copy(update={spread: 1.0})
-    person, average = draw_person(np.random.default_rng(1), people), average_person()
-    assert getattr(person, moved) != getattr(average, moved)
-    other = "motion" if moved == "shape" else "shape"
-    assert getattr(person, other) == getattr(average, other)
-    assert np.array_equal(person.waves, average.waves) == (moved == "shape")
 
 
 @pytest.mark.parametrize("bag", BAGS)

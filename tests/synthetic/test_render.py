@@ -2,7 +2,8 @@ import cv2
 import numpy as np
 import pytest
 
-from synthetic.body import Array, Body, Outfit, draw_person, walk
+from synthetic.body import Body, walk
+from synthetic.people import Array, Outfit, draw_person
 from synthetic.render import Frame, draw, outlines, project, spoil
 from synthetic.settings import Faults, People
 

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from synthetic.body import Array
+from synthetic.people import Array
 from synthetic.render import Frame
 from synthetic.settings import Settings
 from synthetic.walks import (
