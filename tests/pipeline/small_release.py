@@ -1,6 +1,7 @@
 """The smallest release that ingest accepts, and what tests ask of its silhouettes."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -13,6 +14,9 @@ from pipeline.ingestion import ingest
 from pipeline.normalizing import normalize
 from pipeline.silhouette_store import SilhouetteStore
 from pipeline.tables import KEY, read_table
+
+Write7z = Callable[..., None]
+WriteFiles = Callable[[Path, dict[str, bytes]], None]
 
 
 def png(frame: npt.NDArray[np.uint8]) -> bytes:

@@ -26,6 +26,8 @@ from pipeline.tables import KEY
 from tests.pipeline.small_release import (
     BLACK,
     RELEASE,
+    Write7z,
+    WriteFiles,
     content,
     keys,
     mixed,
@@ -35,10 +37,6 @@ from tests.pipeline.small_release import (
     run,
     walker,
 )
-
-Write7z = Callable[..., None]
-WriteFiles = Callable[[Path, dict[str, bytes]], None]
-FOLDER = "00001/00/090"
 
 
 def test_oumvlps_silhouettes_are_gaitgls_of_the_decoded_frames(

@@ -1,6 +1,7 @@
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from tests.child_processes import environment, python
 from tests.pipeline.small_release import (
     BLACK,
     RELEASE,
+    Write7z,
+    WriteFiles,
     content,
     keys,
     mixed,
@@ -32,8 +35,6 @@ from tests.pipeline.small_release import (
     walker,
 )
 
-Write7z = Callable[..., None]
-WriteFiles = Callable[[Path, dict[str, bytes]], None]
 FOLDER = "00001/00/090"
 
 
@@ -401,6 +402,46 @@ def test_a_sequence_without_frames_is_on_record(tmp_path: Path, write_tree: Writ
         ["00004", "the sequence is empty", 0]
     ]
     assert len(keys(tmp_path / "out")) == 4
+
+
+FAULTS = """
+import resource, sys
+from pathlib import Path
+from pipeline import shard_plan
+from pipeline.ingestion import ingest
+from pipeline.normalizing import normalize
+if __name__ == "__main__":
+    root, out = Path(sys.argv[1]), Path(sys.argv[2])
+    sequences, *_ = ingest("oumvlp", root, "published", workers=0)
+    shard_plan.SHARD_FRAMES = 10  # tasks for two workers
+    out.mkdir()
+    normalize("oumvlp", root, sequences, out, 10_000, 3, 2)
+    print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how glibc gives memory back to the system")
+def test_workers_keep_the_memory_of_a_picture(tmp_path: Path, write_tree: WriteFiles) -> None:
+    picture = np.zeros((980, 1280), np.uint8)
+    cv2.ellipse(picture, (600, 500), (120, 400), 0, 0, 360, 255, -1)
+    jpeg = cv2.imencode(".jpg", picture)[1].tobytes()
+    faults = []
+    for frames in (5, 105):  # of each of four sequences
+        names = [
+            f"{s}/{q}/090/{n:03}.jpg" for s in (1, 2) for q in ("00", "01") for n in range(frames)
+        ]
+        root = tmp_path / f"root-{frames}"
+        write_tree(root, dict.fromkeys(names, jpeg))
+        done = subprocess.run(
+            python(FAULTS, str(root), str(tmp_path / f"out-{frames}")),
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        faults.append(int(done.stdout.split()[-1]))
+    print(f"{(faults[1] - faults[0]) / 400:.0f} page faults a frame; {faults}")
+    assert faults[1] - faults[0] < 400 * 100  # a picture has 300 pages
 
 
 MEASURED = """
