@@ -9,12 +9,11 @@ minutes for those: the share that is printed is therefore an upper bound for thi
 import os
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from benchmarks.timing import seconds
 from gaitgl.model import GaitGL, GaitGLConfig
 from pipeline.batches import TrainingBatch
 from pipeline.devices import choose_device, place
@@ -45,7 +44,7 @@ def main() -> None:
         precision=settings.pretrain.precision,
         device=device,
     )
-    step_s = [_seconds(lambda: next(steps)) for _ in range(REPEATS + 1)][1:]  # the first warms up
+    step_s = [seconds(lambda: next(steps)) for _ in range(REPEATS + 1)][1:]  # the first warms up
     history = torch.zeros(1000, 7, dtype=torch.float64)
 
     with tempfile.TemporaryDirectory(dir=".") as folder:
@@ -57,7 +56,7 @@ def main() -> None:
             tensors = {name: tensor.cpu().contiguous() for name, tensor in trained.items()}
             state.save(step, {**tensors, "history": history}, {"idle": 0, "best": {}})
 
-        save_s = [_seconds(lambda step=step: save(step)) for step in range(1, REPEATS + 1)]
+        save_s = [seconds(lambda step=step: save(step)) for step in range(1, REPEATS + 1)]
         size = next(state.folder.glob("step-*")).stat().st_size
         os.chdir("..")
 
@@ -70,12 +69,6 @@ def main() -> None:
         f"every {every} of {settings.pretrain.steps} steps: {settings.pretrain.steps // every} "
         f"states, {100 * saving / (every * step):.4f} % of the time"
     )
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    started_at = time.perf_counter()
-    work()
-    return time.perf_counter() - started_at
 
 
 def _spread(times_s: list[float]) -> str:

@@ -286,7 +286,6 @@ def _encoded(container: Container, contents: list[bytes], scale: float = 1) -> l
     result = []
     for content in contents:
         frame = decode(content)
-        assert frame is not None, "a frame that was encoded just now"
         scaled = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         result.append(cv2.imencode(container.suffix, scaled, options)[1].tobytes())
     return result

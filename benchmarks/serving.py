@@ -11,7 +11,6 @@ and take their share of the cores.
 import json
 import os
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ import numpy as np
 import requests
 import torch
 
+from benchmarks.mlflow_servers import free_port
 from benchmarks.timing import Row, number, seconds, table
 from gaitgl.model import GaitGL, GaitGLConfig
 from pipeline.checkpoints import save_checkpoint
@@ -90,9 +90,7 @@ def _ask(address: str, body: bytes, times: int) -> list[float]:
 @contextmanager
 def served(model: Path) -> Iterator[str]:
     """The address where `mlflow models serve` answers for a model, for the block."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     clean = {
         k: v for k, v in os.environ.items() if not k.startswith("MLFLOW") and k != "PYTHONPATH"
     }

@@ -140,7 +140,7 @@ class _Race:
         embeddings = embed(model, self._store, self._test, "float32", self._device, shown=False)
         keys = self._store.index.iloc[self._test].reset_index(drop=True)
         protocol = OumvlpRelease.protocols[0]
-        return rank1_by_condition(keys, embeddings, protocol, "euclidean")["all"]
+        return rank1_by_condition(keys, embeddings, protocol)["all"]
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 from benchmarks.mlflow_servers import Server, late_server
 from benchmarks.timing import Row, number, quiet, table
@@ -28,8 +29,8 @@ METRICS = dict.fromkeys(
     (
         "loss",
         "active_share",
-        "active_triplets",
         "mean_distance",
+        "grad_norm",
         "lr",
         "p",
         "sequences_per_s",
@@ -119,18 +120,12 @@ def _plain(n_calls: int) -> float:
 @contextmanager
 def _stored_in(uri: str, folder: Path) -> Iterator[None]:
     """For the block, the store lies at ``uri`` and records, as artifacts, in ``folder``."""
-    before = os.environ.get("MLFLOW_TRACKING_URI"), mlflow_store.ROOT, mlflow_store.RUN_IDS
-    os.environ["MLFLOW_TRACKING_URI"] = uri
-    mlflow_store.ROOT = mlflow_store.CODE = folder
-    mlflow_store.RUN_IDS = folder / "runs" / "run_ids.json"
-    try:
+    runs = folder / "runs" / "run_ids.json"
+    with (
+        patch.dict(os.environ, MLFLOW_TRACKING_URI=uri),
+        patch.multiple(mlflow_store, ROOT=folder, CODE=folder, RUN_IDS=runs),
+    ):
         yield
-    finally:
-        address, mlflow_store.ROOT, mlflow_store.RUN_IDS = before
-        mlflow_store.CODE = mlflow_store.ROOT
-        os.environ.pop("MLFLOW_TRACKING_URI")
-        if address is not None:
-            os.environ["MLFLOW_TRACKING_URI"] = address
 
 
 if __name__ == "__main__":

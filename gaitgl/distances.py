@@ -16,8 +16,9 @@ Blocks = Iterator[tuple[slice, NDArray[np.float32]]]
 whoever receives a block may write into it."""
 
 BLOCK_BYTES = 32 * 2**20
-TILE_BYTES = 2**20
-"""Of a block of distances, what is worked on at once, so that it stays in a core's cache."""
+TILE = 1024
+"""Gallery entries that a CPU works on at once, so that their distances stay in its cache: each
+strip goes over them several times, and the product alone gains a quarter."""
 COPIED_BYTES = 16 * 2**20
 """Of embeddings, what is checked and laid out at once, so that there is one copy, not two."""
 
@@ -55,11 +56,7 @@ def distance_blocks(
     gallery_squared = torch.einsum("smk,smk->sm", gallery, gallery)  # [s, m]
     numbers = gallery.shape[0] * gallery.shape[2]
     step = max(1, block_bytes // (4 * max(len(gallery_rows), numbers)))
-    # on a CPU, let them stay in the cache: each strip goes over its distances several times, and
-    # the product alone gains a quarter
-    tile = len(gallery_rows)
-    if gallery.device.type == "cpu":
-        tile = max(1, TILE_BYTES // (4 * step))
+    tile = TILE if gallery.device.type == "cpu" else len(gallery_rows)
     for start in range(0, len(probe_rows), step):
         rows = slice(start, min(start + step, len(probe_rows)))
         probes = _take(embeddings, probe_rows[rows], distance) - centre  # [s, b, k]

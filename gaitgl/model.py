@@ -210,7 +210,7 @@ class GeMPooling(nn.Module):
 
     def __init__(self, p: float, learned: bool = True) -> None:
         super().__init__()
-        self.p = nn.Parameter(torch.tensor([p]), requires_grad=learned)
+        self.p = nn.Parameter(torch.tensor([float(p)]), requires_grad=learned)
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):

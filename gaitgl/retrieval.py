@@ -446,22 +446,6 @@ def cross_view_table(result: CrossView) -> CrossViewTable:
     )
 
 
-def cross_view_rank_table(result: CrossView, ranks: Sequence[int] = (1, 5)) -> NDArray[np.float64]:
-    """Rank-k accuracies of `cross_view_gallery` for each probe view, in percent.
-
-    Returns:
-        float64 [ranks, probe view]; probes without a right entry are left out, NaN where none is
-        left.
-    """
-    _check_ranks(ranks)
-    matched = result.ranks > 0
-    table = [
-        [_percent(result.ranks[at] <= k, matched[at]) for at in _probes_by_view(result)]
-        for k in ranks
-    ]
-    return np.array(table)
-
-
 def _nearest(
     distances: NDArray[np.float32], first: NDArray[np.int64]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,12 +27,12 @@ from pipeline.estimates import figures
 from pipeline.files import new_folder, write_bytes
 from pipeline.mlflow_store import find_runs, open_store, tracking_uri
 from pipeline.probe_table import read_probes
-from pipeline.settings import DATASETS, Settings
-from pipeline.tracking import git
+from pipeline.settings import DATASETS, TRAINED_BY, Settings
+from pipeline.tracking import DVC_EXPERIMENT_TAG, git
 
 PAGE = Path("docs/ablations.md")
 FETCHED = Path("runs/ablations")
-STAGES = ("pretrain", "finetune")
+STAGES = tuple(TRAINED_BY.values())
 UNFINISHED = ("Queued", "Running")
 POLL_S = 30.0
 """Asking takes DVC seconds of a processor that the experiments could have."""
@@ -288,9 +289,10 @@ def _get(name: str, path: str, to: Path) -> None:
 def _training_seconds() -> dict[str, dict[str, float]]:
     """How long the stages of each experiment ran, by name and stage, as MLflow knows it."""
     seconds: dict[str, dict[str, float]] = {}
-    condition = "tags.dvc_exp LIKE 'ablation-%' AND attributes.status = 'FINISHED'"
+    of_ablations = f"tags.{DVC_EXPERIMENT_TAG} LIKE 'ablation-%'"
+    condition = f"{of_ablations} AND attributes.status = 'FINISHED'"
     for run in find_runs(open_store(tracking_uri()), condition):
-        by_stage = seconds.setdefault(run.data.tags["dvc_exp"], {})
+        by_stage = seconds.setdefault(run.data.tags[DVC_EXPERIMENT_TAG], {})
         took = (run.info.end_time - run.info.start_time) / 1000
         by_stage.setdefault(run.data.tags["stage"], took)  # the latest comes first
     return seconds
@@ -303,7 +305,8 @@ def _remove(what: str, names: list[str]) -> None:
 
 def _dvc(*arguments: str, output: int | None = subprocess.PIPE) -> str:
     """What a command of DVC's prints; nothing where its ``output`` goes elsewhere."""
-    done = subprocess.run(["dvc", *arguments], stdout=output, stderr=output, text=True, check=False)
+    command = [sys.executable, "-m", "dvc", *arguments]
+    done = subprocess.run(command, stdout=output, stderr=output, text=True, check=False)
     if done.returncode:
         printed = f"{done.stdout or ''}{done.stderr or ''}"
         raise PipelineError(f"`dvc {' '.join(arguments)}` failed\n{printed}".rstrip())

@@ -63,9 +63,7 @@ def may_be_split(container: str) -> bool:
     return not container.lower().endswith(_SEVEN_ZIP + _TAR)
 
 
-def archive_containers(
-    root: Path, path: str, password: str | None
-) -> tuple[list[str], list[Member]]:
+def archive_containers(root: Path, path: str) -> tuple[list[str], list[Member]]:
     """Containers in one archive file: itself, or the tars in a zip; and members refused for good.
 
     A zip that holds tars and other files is a container as well, of those others. Raises
@@ -127,33 +125,15 @@ def read_members(
     read; what was consumed passed the container's checks, unless the error is ``suspect``.
     """
     caps = caps or Caps()
-
-    def hand_on(name: str, content: bytes) -> None:
-        try:
-            consume(name, content)
-        except Exception as error:
-            raise _ConsumerError(error) from error
-
     lower = container.lower()
-    try:
-        if lower.endswith(_SEVEN_ZIP):
-            read_seven_zip(root, container, wanted, password, caps, hand_on)
-        elif lower.endswith(_TAR):
-            read_tar(root, container, wanted, password, caps, hand_on)
-        elif lower.endswith(_ZIP):
-            read_zip(root, container, wanted, password, caps, hand_on)
-        else:
-            _read_folder(root, container, wanted, caps, hand_on)
-    except _ConsumerError as carrier:
-        raise carrier.error from None
-
-
-class _ConsumerError(Exception):
-    """Carries an error of ``consume`` past the handlers that mend the archive's own errors."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(str(error))
-        self.error = error
+    if lower.endswith(_SEVEN_ZIP):
+        read_seven_zip(root, container, wanted, password, caps, consume)
+    elif lower.endswith(_TAR):
+        read_tar(root, container, wanted, password, caps, consume)
+    elif lower.endswith(_ZIP):
+        read_zip(root, container, wanted, password, caps, consume)
+    else:
+        _read_folder(root, container, wanted, caps, consume)
 
 
 def _list_folder(root: Path, container: str, caps: Caps) -> Iterator[Member]:

@@ -16,6 +16,9 @@ from pipeline.tables import KEY, read_table, write_table
 
 VERSION = "1"
 
+DAMAGED = "the archive is damaged"
+"""Reason of a refusal: the reading of an archive went wrong."""
+
 SEQUENCES = pa.schema(
     [
         ("dataset", pa.string()),

@@ -23,7 +23,7 @@ CONNECT_S = 30
 """How long a scheduler may take to answer, and then its first worker to be there."""
 
 CODE = ("pipeline", "gaitgl")
-PACKAGES = ("numpy", "pandas", "py7zr", "pyarrow")
+PACKAGES = ("kornia-rs", "numpy", "pandas", "py7zr", "pyarrow")
 OPENCV = ("opencv-python", "opencv-python-headless")
 
 Task = TypeVar("Task")
@@ -157,7 +157,6 @@ def _wait_for_a_worker(client: Any, where: str) -> None:
     try:
         client.wait_for_workers(1, timeout=CONNECT_S)
     except OSError:  # its time-out
-        client.close()
         raise PipelineError(
             f"{where}: the scheduler has no worker. Start some: `python -m dask worker` in the "
             "project's folder on each machine (README, Many machines)."

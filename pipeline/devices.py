@@ -69,7 +69,10 @@ def precision_here(device: torch.device, wanted: str) -> str:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context in which the network runs in ``precision`` (float32 or bfloat16)."""
+    """The context in which the network runs in ``precision`` (float32 or bfloat16).
+
+    With float32, cuDNN computes without TF32 from here on, in all of this process.
+    """
     enabled = precision == "bfloat16"
     if not enabled:
         torch.backends.cudnn.allow_tf32 = False  # float32 means float32

@@ -23,6 +23,7 @@ from gaitgl.retrieval import (
 )
 from gaitgl.verification import Verification, VerificationPass
 from pipeline.errors import PipelineError
+from pipeline.memory import is_exhausted
 from pipeline.progress import Progress
 from pipeline.protocols import Protocol, named
 from pipeline.submission import Nearest
@@ -184,7 +185,19 @@ def _pairs(
 
 
 def _blocks(embeddings: Embeddings | Tensor, pairs: Pairs, method: Method, label: str) -> Blocks:
-    """All blocks of distances, with a progress bar in probes."""
+    """All blocks of distances, with a progress bar in probes; PipelineError where memory ends."""
+    try:
+        yield from _distances(embeddings, pairs, method, label)
+    except RuntimeError as error:
+        if not is_exhausted(error):
+            raise
+        raise PipelineError(
+            f"out of memory while comparing {label}: lower runtime.distance_block_mib "
+            f"({method.block_bytes / 2**20:g} now), or set runtime.device to cpu"
+        ) from None
+
+
+def _distances(embeddings: Embeddings | Tensor, pairs: Pairs, method: Method, label: str) -> Blocks:
     what = embeddings, pairs.probes, pairs.gallery, method.distance, method.block_bytes
     if method.reranking is None:
         yield from _counted(distance_blocks(*what), len(pairs.probes), label, method.shown)

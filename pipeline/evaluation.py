@@ -11,7 +11,6 @@ import pandas as pd
 from torch import Tensor
 
 from gaitgl import retrieval
-from gaitgl.distances import Distance
 from gaitgl.verification import equal_error_rate, error_curve
 from pipeline.distance_pass import Compared, Method, compare, first_match, nearest
 from pipeline.embedding_file import Embeddings
@@ -158,14 +157,14 @@ def compete(
 
 
 def rank1_by_condition(
-    keys: pd.DataFrame, embeddings: Embeddings, protocol: Protocol, distance: Distance
+    keys: pd.DataFrame, embeddings: Embeddings, protocol: Protocol
 ) -> dict[str, float]:
     """Rank-1 in % of each condition by a protocol of view pairs: the headline, without all else.
 
-    Identical views are left out, unless there is only one view.
+    Euclidean distance; identical views are left out, unless there is only one view.
     """
     keys, rows = compared_rows(keys, embeddings, protocol)
-    method = Method(distance, shown=False)
+    method = Method(shown=False)
     found = {}
     for condition, names in protocol.probes.items():
         if named(names, keys["sequence"]):

@@ -5,7 +5,8 @@ from typing import Any
 
 from pipeline.data_inputs import data_inputs
 from pipeline.files import fingerprint, sha256
-from pipeline.mlflow_store import DATA_TAG
+from pipeline.mlflow_store import DATA_TAG, HEADLINE
+from pipeline.report import headline_rank1
 from pipeline.settings import Dataset, Settings
 from pipeline.tracking import TrackedRun, without_home
 
@@ -42,7 +43,8 @@ def record_report(
     run: TrackedRun, dataset: Dataset, settings: Settings, report: Path, metrics: dict[str, float]
 ) -> None:
     """Give ``run`` the figures of a report, its files, and the digest that it is found by."""
-    run.log(0, metrics)
+    headline = headline_rank1(report)
+    run.log(0, metrics if headline is None else {**metrics, HEADLINE: headline})
     for part in PARTS:
         run.artifact(report / part)
     run.made(result_digest(dataset, settings.flat(), report / "metrics.json"))

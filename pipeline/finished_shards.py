@@ -16,13 +16,11 @@ from tempfile import SpooledTemporaryFile
 from types import TracebackType
 from typing import Any, Self
 
-from pipeline.catalogue import Refusal
+from pipeline.catalogue import DAMAGED, Refusal
 from pipeline.files import fingerprint, new_file, sha256, write_json
 from pipeline.silhouette_store import StoredSequence, write_shard
 
 FORMAT = "gaitgl-finished-shard-1"
-
-DAMAGED = "the archive is damaged"
 
 IN_MEMORY_BYTES = 32 * 2**20
 
@@ -163,7 +161,9 @@ class ShardWriter:
         digest = ""
         if kept:
             with new_file(path) as beside:
-                write_shard(beside, [self._whole(*row) for row in kept])
+                write_shard(
+                    beside, [self._whole(stored, start, size) for stored, _, start, size in kept]
+                )
                 digest = sha256(beside)
         for stored, split, _, _ in kept:
             rows.append(
@@ -181,6 +181,6 @@ class ShardWriter:
         content = {"format": FORMAT, "rows": rows, "refused": refused, "sha256": digest}
         write_json(path.with_suffix(".json"), {"content": content, "digest": fingerprint(content)})
 
-    def _whole(self, stored: StoredSequence, split: str, start: int, size: int) -> StoredSequence:
+    def _whole(self, stored: StoredSequence, start: int, size: int) -> StoredSequence:
         self._spool.seek(start)
         return replace(stored, silhouettes=self._spool.read(size))

@@ -54,6 +54,8 @@ OUTPUT_TAG = "output_digest"
 """The digest of what a run made: by it the runs that build on it find the run."""
 DURATION = "duration_s"
 """Metric: how long the work of a run took, without the times that it lay stopped (seconds)."""
+HEADLINE = "headline_rank1"
+"""Metric of an evaluation by which models are compared: see ``report.headline_rank1``."""
 DATA_TAG = "data_fingerprint"
 """The digest of the silhouettes that a run worked on."""
 NOTE_TAG = "mlflow.note.content"
@@ -88,6 +90,13 @@ def open_store(uri: str) -> Any:
     # whoever opens a new file first fills it with tables, and two at once leave it unusable
     with FileLock(uri.removeprefix(SQLITE) + ".lock"):
         return MlflowClient(uri)
+
+
+def look_up(model: str) -> None:
+    """Find a model by its address, ``models:/gaitgl@champion`` say, or raise MLflow's error."""
+    from mlflow.models import get_model_info
+
+    get_model_info(model)
 
 
 def store_errors() -> tuple[type[Exception], ...]:

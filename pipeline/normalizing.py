@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pipeline import cluster, releases
+from pipeline import cluster, releases, shard_plan
 from pipeline.archives import Caps, may_be_split
 from pipeline.catalogue import REFUSALS, by_reason, refusal_table
 from pipeline.errors import PipelineError, listing
 from pipeline.files import fingerprint, write_json
 from pipeline.finished_shards import FinishedShard, finished_shard, shards_to_do
-from pipeline.normalizing_task import PLAN, Job, normalize_task
+from pipeline.normalizing_task import Job, normalize_task
 from pipeline.processes import map_in_order
 from pipeline.progress import Progress
 from pipeline.settings import Dataset
@@ -162,7 +162,9 @@ def _finish_shards(
         left.unlink()  # of a worker that was killed while writing
     plan = plan_shards(sequences)
     on_disk = {name: releases.bytes_of(job.root, name) for name in plan["container"].unique()}
-    write_plan(job.shards / PLAN, plan.assign(container_bytes=plan["container"].map(on_disk)))
+    write_plan(
+        job.shards / shard_plan.FILE, plan.assign(container_bytes=plan["container"].map(on_disk))
+    )
     frames = np.bincount(plan["shard"], plan["n_frames"]).astype(int)  # of each shard
     frames_in, n_shards = int(frames.sum()), len(frames)
     tasks = []

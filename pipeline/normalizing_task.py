@@ -17,18 +17,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gaitgl.silhouettes import normalize_frame
-from pipeline import releases
+from pipeline import releases, shard_plan
 from pipeline.archives import Caps, DamagedArchiveError, WrongPasswordError, read_members
-from pipeline.catalogue import Refusal
+from pipeline.catalogue import DAMAGED, Refusal
 from pipeline.decoding import Frame, RefusedFrameError, decode
 from pipeline.errors import PipelineError
-from pipeline.finished_shards import DAMAGED, ShardWriter, forget_shard, shards_to_do
+from pipeline.finished_shards import ShardWriter, forget_shard, shards_to_do
 from pipeline.processes import report
 from pipeline.settings import Dataset
 from pipeline.shard_plan import Task, read_plan
 from pipeline.silhouette_store import HEIGHT, WIDTH, compress
-
-PLAN = "plan.arrow"
 
 OPEN_BYTES = 256 * 2**20
 """The silhouettes of sequences that are not whole yet may take this much memory in one worker;
@@ -62,7 +60,7 @@ def normalize_task(job: Job, task: Task) -> None:
     # after each frame; the page faults of asking for it again took half the time with JPEG.
     np.empty(2**24, np.uint8)
     releases.check_root(job.dataset, job.root)
-    rows = read_plan(job.shards / PLAN, task)
+    rows = read_plan(job.shards / shard_plan.FILE, task)
     todo = shards_to_do(job.shards, task.shards)
     reported = task.done
     distrusted: dict[str, str] = {}

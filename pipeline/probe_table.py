@@ -27,7 +27,8 @@ PROBES = pa.schema(
         # rank of the first right entry in the gallery of each view, or in the one gallery of all
         # views, from 1; 0: no right entry there, -1: no gallery there
         ("ranks", pa.list_(pa.int32())),
-        # what follows is null where each view is a gallery, and where there is no right entry
+        # what follows is null where each view is a gallery; these two and right_distance also
+        # where there is no right entry
         ("average_precision", pa.float64()),
         ("inverse_negative_penalty", pa.float64()),
         ("right_distance", pa.float32()),  # to the nearest right entry

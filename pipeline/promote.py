@@ -3,12 +3,10 @@
 ``--dry`` shows what would be promoted and why, and changes nothing.
 """
 
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from statistics import fmean
 from typing import Any
 
 from pipeline import mlflow_store
@@ -19,9 +17,6 @@ from pipeline.run_record import FINISHED
 CHAMPION = "champion"
 DATASET = "casia_e"
 """Whose evaluations decide."""
-HEADLINE = re.compile("rank1|[A-Z]+_rank1")
-"""The metrics whose mean decides: rank-1 of the first protocol, of its only condition or of each
-(NM_rank1, BG_rank1, CL_rank1)."""
 
 
 def main() -> None:
@@ -114,15 +109,18 @@ def standing(client: Any) -> Standing:
 
 
 def _evaluations(client: Any) -> Iterator[tuple[Any, float]]:
-    """Runs that evaluated DATASET to the end, newest first, and what they found: rank-1 in %."""
+    """Runs that evaluated DATASET to the end, newest first, and what they found: rank-1 in %.
+
+    Those without one are passed over: of a competition, whose probes have no labels.
+    """
     wanted = (
         f"tags.stage = 'evaluate' and tags.dataset = '{DATASET}' "
         f"and attributes.status = '{FINISHED}'"
     )
     for run in mlflow_store.find_runs(client, wanted):
-        found = [v for name, v in run.data.metrics.items() if HEADLINE.fullmatch(name)]
-        if found:
-            yield run, fmean(found)
+        rank1 = run.data.metrics.get(mlflow_store.HEADLINE)
+        if rank1 is not None:
+            yield run, rank1
 
 
 def _upstream(run: Any) -> list[str]:

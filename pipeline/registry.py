@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.files import sha256
-from pipeline.model_folder import CHECKPOINT
+from pipeline.mlflow_store import TOKEN_TAG
 from pipeline.run_record import Run
 
 NAME = "gaitgl"
@@ -24,8 +24,10 @@ def send_model(client: Any, experiment: str, run_id: str, run: Run, folder: Path
     """
     from mlflow.entities import LoggedModelOutput
 
-    token = {"record": run.token}
-    found = client.search_logged_models([experiment], f"tags.record = '{run.token}'")
+    from pipeline.model_folder import CHECKPOINT  # imports torch
+
+    token = {TOKEN_TAG: run.token}
+    found = client.search_logged_models([experiment], f"tags.{TOKEN_TAG} = '{run.token}'")
     logged = (
         found[0]
         if found
@@ -40,13 +42,6 @@ def send_model(client: Any, experiment: str, run_id: str, run: Run, folder: Path
     if not outputs or logged.model_id not in [output.model_id for output in outputs.model_outputs]:
         client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
     _register(client, logged, run_id, run, sha256(folder / CHECKPOINT))
-
-
-def look_up(model: str) -> None:
-    """Find a model by its address, ``models:/gaitgl@champion`` say, or raise MLflow's error."""
-    from mlflow.models import get_model_info
-
-    get_model_info(model)
 
 
 def _name_in(folder: Path, model_id: str, run_id: str) -> None:

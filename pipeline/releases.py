@@ -20,7 +20,7 @@ from pipeline.archives import (
     list_members,
     printable,
 )
-from pipeline.catalogue import Refusal
+from pipeline.catalogue import DAMAGED, Refusal
 from pipeline.errors import PipelineError, listing
 from pipeline.settings import Dataset
 
@@ -104,7 +104,7 @@ def containers(dataset: Dataset, root: Path) -> tuple[list[str], list[Refusal], 
                     refused.append(Refusal(printable(relative), printable(name), reason))
                     continue
                 try:
-                    inside, others = archive_containers(root, path, password(dataset))
+                    inside, others = archive_containers(root, path)
                 except DamagedArchiveError as error:
                     broken.append(error)
                     continue
@@ -173,8 +173,8 @@ def scan(
 
     ``recognise`` tells, from a frame's path, its layout and its subject, sequence and view.
 
-    Raises WrongPasswordError, and DamagedArchiveError for a 7z, whose list is all or nothing. A tar
-    damaged becomes refusals: what was listed before stays, but for the sequence that is cut off.
+    Raises WrongPasswordError, and DamagedArchiveError for a 7z, whose list is all or nothing. Other
+    damage becomes refusals: what was listed before stays, but for the sequence that is cut off.
     """
     result = Scan()
     folders: dict[tuple[str, str, str, str, str], list[Member]] = defaultdict(list)
@@ -209,7 +209,7 @@ def scan(
     except DamagedArchiveError as error:
         if container.lower().endswith(".7z") or isinstance(error, WrongPasswordError):
             raise
-        reason, cut_off = "the archive is damaged", "cut off by the damage"
+        reason, cut_off = DAMAGED, "cut off by the damage"
         if isinstance(error, TooLargeError):
             reason = cut_off = "past a cap"
         result.refused.append(Refusal(container, "", reason, error.reason, frames=0))
@@ -273,4 +273,6 @@ def _without_members(folders: list[str], members: Iterable[str]) -> list[str]:
 
 def _natural(name: str) -> list[tuple[int, str]]:
     """Sort key under which 2.jpg comes before 10.jpg."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    return [
+        (int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)
+    ]

@@ -4,6 +4,7 @@ import json
 import math
 import textwrap
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -12,10 +13,11 @@ from pipeline.estimates import RANKS, Estimate, by_view, rank_by_view
 from pipeline.evaluation import Evaluation, ProtocolResult, rank1_table
 from pipeline.files import new_folder, write_bytes, write_json
 from pipeline.probe_table import write_probes
-from pipeline.protocols import Protocol
+from pipeline.protocols import RESERVED, Protocol
+from pipeline.settings import TRAINED_BY
 from pipeline.submission import write_submission
 
-STAGES = ("pretrain", "finetune")
+STAGES = tuple(TRAINED_BY.values())
 
 LABELS = {
     "rank1_matched_probes": "rank-1 of matched probes",
@@ -67,6 +69,21 @@ def written_metrics(folder: Path) -> dict[str, float]:
     """The figures of a written report under flat names, as ``write_report`` returned them."""
     tree = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     return _flat({name: value for name, value in tree.items() if name not in DESCRIBING})
+
+
+def headline_rank1(folder: Path) -> float | None:
+    """The one figure of a written report, in %: rank-1 of its first protocol, averaged over the
+    conditions, without identical views if there are others. None for a competition."""
+    tree = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    # the other protocols' figures stand under their names
+    names = {
+        p["headline"] for n, p in tree["protocols"].items() if n not in tree and "headline" in p
+    }
+    conditions = [
+        tree[name] for name in tree if name not in RESERVED and isinstance(tree[name], dict)
+    ]
+    found = [one[name] for one in conditions or [tree] for name in names if name in one]
+    return fmean(found) if found else None
 
 
 def result_text(folder: Path) -> str:

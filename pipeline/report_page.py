@@ -120,11 +120,13 @@ class _Section:
 
     @property
     def headline(self) -> list[tuple[str, dict[str, str]]]:
-        """What stands on top for each condition."""
+        """What stands on top for each condition; one that was seen from one view alone has no pair
+        of different views."""
         name = self.result.headline
         return [
             (f"{_name(name)}{of_condition(condition)}", _cell(values[name]))
             for condition, values in self.result.estimates.items()
+            if name in values
         ]
 
     @property

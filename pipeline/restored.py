@@ -28,7 +28,7 @@ from pipeline.registry import ALIASES
 from pipeline.report import written_metrics
 from pipeline.restored_experiments import Restored, experiments_without_row, fetch
 from pipeline.settings import DATASETS, Dataset, Settings
-from pipeline.tracking import EXPERIMENT_TAG, TrackedRun
+from pipeline.tracking import DVC_EXPERIMENT_TAG, TrackedRun
 from pipeline.training_run import CHECKPOINT, HISTORY
 
 TAG = "restored"
@@ -115,7 +115,7 @@ def _record_experiment(result: Restored) -> None:
         settings, made_by = fetch(result, folder)
         tags = {
             TAG: "true",
-            EXPERIMENT_TAG: result.name,
+            DVC_EXPERIMENT_TAG: result.name,
             "mlflow.source.git.commit": result.commit,
             "git_changed_files": "0",
         }

@@ -12,10 +12,8 @@ import yaml
 from pipeline import mlflow_store
 from pipeline.errors import PipelineError
 from pipeline.files import sha256
-from pipeline.settings import DATASETS, Dataset, Settings
-from pipeline.tracking import EXPERIMENT_TAG, git
-
-TRAINED_BY: dict[Dataset, str] = {"oumvlp": "pretrain", "casia_e": "finetune"}
+from pipeline.settings import DATASETS, TRAINED_BY, Dataset, Settings
+from pipeline.tracking import DVC_EXPERIMENT_TAG, git
 
 REF = re.compile(r"refs/exps/(?P<two>[0-9a-f]{2})/(?P<rest>[0-9a-f]{38})/(?P<name>.+)")
 """Where DVC keeps an experiment, below the commit that it was started from."""
@@ -76,10 +74,10 @@ def fetch(result: Restored, folder: Path) -> tuple[Settings, dict[str, str]]:
 
 def _told(client: Any) -> set[tuple[str, str]]:
     """Experiment and dataset of each evaluation that the store has, or that waits here."""
-    condition = f"tags.stage = 'evaluate' AND tags.{EXPERIMENT_TAG} LIKE '%'"
+    condition = f"tags.stage = 'evaluate' AND tags.{DVC_EXPERIMENT_TAG} LIKE '%'"
     sent = [run.data.tags for run in mlflow_store.find_runs(client, condition, deleted=True)]
     waiting = [tags for tags in mlflow_store.waiting_tags() if tags["stage"] == "evaluate"]
-    return {(tags.get(EXPERIMENT_TAG, ""), tags["dataset"]) for tags in sent + waiting}
+    return {(tags.get(DVC_EXPERIMENT_TAG, ""), tags["dataset"]) for tags in sent + waiting}
 
 
 def _lock(commit: str) -> dict[str, Any]:

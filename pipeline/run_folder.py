@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from pipeline.errors import PipelineError
 from pipeline.files import fingerprint, sha256, write_json
-from pipeline.settings import read_yaml
+from pipeline.settings import flatten, read_yaml
 from pipeline.stopping import has_ended, started_by
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,7 +49,7 @@ class RunFolder:
         for what in sorted(RUNS.glob(f"{self.name}-*/what.json")):
             if what.parent == self.folder:
                 continue
-            mine, theirs = _leaves(self._identity), _leaves(json.loads(what.read_text("utf-8")))
+            mine, theirs = flatten(self._identity), flatten(json.loads(what.read_text("utf-8")))
             keys = sorted(k for k in {*mine, *theirs} if mine.get(k) != theirs.get(k))
             yield what.parent, ", ".join(keys)
 
@@ -112,15 +112,6 @@ def _is_stopping(path: Path) -> bool:
         return False
     here = holder["host"] == socket.gethostname()
     return here and holder["started_by"] is not None and has_ended(holder["started_by"])
-
-
-def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        found |= _leaves(value, f"{prefix}.{name}".removeprefix("."))
-    return found
 
 
 def _now() -> str:

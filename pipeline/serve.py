@@ -10,7 +10,6 @@ from pathlib import Path
 
 from pipeline import mlflow_store
 from pipeline.errors import PipelineError, run_stage
-from pipeline.registry import look_up
 
 
 def main() -> None:
@@ -32,7 +31,7 @@ def main() -> None:
 def check(model: str) -> None:
     """PipelineError where MLflow finds no model by this name."""
     try:
-        look_up(model)
+        mlflow_store.look_up(model)
     except mlflow_store.store_errors() as error:
         why = mlflow_store.reason(error)
         if model.partition("@")[2] == "champion" and mlflow_store.refused(error):

@@ -19,6 +19,8 @@ PARAMS_FILE = Path("params.yaml")
 
 Dataset = Literal["oumvlp", "casia_e"]
 DATASETS: tuple[Dataset, ...] = ("oumvlp", "casia_e")
+TRAINED_BY: dict[Dataset, str] = {"oumvlp": "pretrain", "casia_e": "finetune"}
+"""The stage that trains on a dataset, in the order in which they run."""
 
 ProtocolName = Literal["view_pairs", "all_views", "hid"]
 

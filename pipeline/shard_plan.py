@@ -22,6 +22,7 @@ SHARD_FRAMES = 8_000
 """About as many frames are put into a shard. Smaller containers are put together until they have as
 many; a larger one is cut."""
 
+FILE = "plan.arrow"
 PLAN = pa.schema(
     [
         ("shard", pa.int32()),

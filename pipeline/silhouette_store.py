@@ -17,9 +17,11 @@ import pyarrow as pa
 
 from pipeline.errors import PipelineError
 from pipeline.files import sha256
-from pipeline.tables import check_schema, read_table
+from pipeline.tables import KEY, check_schema, read_table
 
 HEIGHT, WIDTH = 64, 44
+
+_ANEW = "`dvc repro -f -s normalize@<dataset>` makes it anew"
 
 _METADATA = {"version": "2", "height": str(HEIGHT), "width": str(WIDTH)}
 
@@ -106,7 +108,14 @@ class SilhouetteStore:
         """
         n_frames = int(self._lengths[number])
         blob = self._shard(self._shard_numbers[number])[int(self._rows[number])].as_buffer()
-        content = _CODEC.decompress(blob, n_frames * HEIGHT * WIDTH)
+        try:
+            content = _CODEC.decompress(blob, n_frames * HEIGHT * WIDTH)
+        except OSError as error:
+            key = "/".join(self.index[name].iloc[number] for name in KEY)
+            path = self.folder / self._shard_names[self._shard_numbers[number]]
+            raise PipelineError(
+                f"{path}: the silhouettes of {key} are damaged ({error}); {_ANEW}"
+            ) from None
         return np.frombuffer(content, np.uint8).reshape(n_frames, WIDTH, HEIGHT).mT  # [t, h, w]
 
     def _shard(self, number: int) -> pa.BinaryArray:
@@ -117,8 +126,5 @@ class SilhouetteStore:
                 check_schema(path, reader.schema, SHARD)
                 self._blobs[number] = reader.get_batch(0).column("silhouettes")
             except (pa.ArrowInvalid, OSError) as error:
-                raise PipelineError(
-                    f"{path} is missing or cut short ({error}); `dvc repro -f -s "
-                    "normalize@<dataset>` makes it anew"
-                ) from None
+                raise PipelineError(f"{path} is missing or cut short ({error}); {_ANEW}") from None
         return self._blobs[number]

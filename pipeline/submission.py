@@ -92,8 +92,8 @@ def submission(
         far = table["distance"] > unknown_above
         table.loc[far, ["subject", "how"]] = UNKNOWN, "too far"
         notes.append(
-            f"{far.sum()} of {len(near)} probes with frames are further than {unknown_above:g} "
-            f"from everybody: labelled {UNKNOWN}."
+            f"{far.sum()} of {len(near)} probes with an embedding are further than "
+            f"{unknown_above:g} from everybody: labelled {UNKNOWN}."
         )
     without = table["how"].isna()
     if without.any():
@@ -102,9 +102,9 @@ def submission(
         whom = "nobody" if unknown_above else "the first subject of the gallery"
         videos = table.loc[without, "video"].tolist()
         notes.append(
-            f"{len(videos)} of {len(table)} probes have no usable frame, so nothing is known of "
-            f"them; taken for {whom} ({instead}): {', '.join(videos[:10])}"
-            f"{' ...' if len(videos) > 10 else ''}."
+            f"{len(videos)} of {len(table)} probes have no embedding, for too few of their frames "
+            f"are usable (normalize.min_frames); taken for {whom} ({instead}): "
+            f"{', '.join(videos[:10])}{' ...' if len(videos) > 10 else ''}."
         )
     return Submission(table, notes)
 

@@ -43,7 +43,7 @@ from pipeline.run_record import (
 )
 
 FLUSH_EVERY_S = 10.0
-EXPERIMENT_TAG = "dvc_exp"
+DVC_EXPERIMENT_TAG = "dvc_exp"
 """The name of the experiment of DVC's that a run belongs to."""
 SAMPLE_EVERY_S = 10.0
 """How often processor, memory and GPU are looked at."""
@@ -86,8 +86,8 @@ class TrackedRun:
         """
         token = uuid.uuid4().hex
         name = f"{stage}-{dataset}"
-        self._tags = {EXPERIMENT_TAG: os.environ.get("DVC_EXP_NAME", ""), **(tags or {})}
-        experiment_of_dvc = self._tags[EXPERIMENT_TAG]
+        self._tags = {DVC_EXPERIMENT_TAG: os.environ.get("DVC_EXP_NAME", ""), **(tags or {})}
+        experiment_of_dvc = self._tags[DVC_EXPERIMENT_TAG]
         if mlflow_store.ROOT != mlflow_store.CODE:
             folder = None
         self._run = Run(

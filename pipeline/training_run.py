@@ -85,7 +85,7 @@ def run_training(
     state = TrainingState(stage, identity)
     with joined(device) as world, StopRequest() as stop:
         _check_precision(stage, training, device)
-        _check_alike(world, state, training)
+        _check_alike(world, state, training, runtime)
         _check_memory(stage, training, config, device, world)
         batches = _batches(store, training, seed, world, device)
         validation = _validation(store, catalogue, training)
@@ -153,10 +153,12 @@ def _check_precision(stage: str, training: Training, device: torch.device) -> No
         )
 
 
-def _check_alike(world: World, state: TrainingState, training: Training) -> None:
+def _check_alike(world: World, state: TrainingState, training: Training, runtime: Runtime) -> None:
     """PipelineError unless all processes train the same, in batches that divide among them."""
     problem = batch_problem(state.stage, training, world.size)
-    unlike = world.unlike_leader(state.key)
+    # the last three decide what the processes do together, and when
+    together = training.validate_every, runtime.checkpoint_every, runtime.stop_after_idle_steps
+    unlike = world.unlike_leader(fingerprint([state.key, *together]))
     if unlike:
         problem = (
             f"the processes {unlike} of {world.size} have other settings, silhouettes or code than "

@@ -11,7 +11,7 @@ from pipeline.distributed import World
 from pipeline.embedding import embed
 from pipeline.errors import PipelineError
 from pipeline.evaluation import rank1_by_condition
-from pipeline.protocols import read_protocols
+from pipeline.protocols import named, read_protocols
 from pipeline.silhouette_store import SilhouetteStore
 
 
@@ -33,10 +33,14 @@ class Validation:
         self._numbers = np.flatnonzero(
             compared & index["subject"].isin(held_out(index, subjects)).to_numpy()
         )
-        if not len(self._numbers):
+        held = index["sequence"].iloc[self._numbers]
+        gallery = named(self._protocol.gallery, held)
+        probes = named(self._protocol.all_probes, held)
+        if not gallery or not probes:
             raise PipelineError(
-                f"{store.folder}: none of the {subjects} validation subjects has a sequence that "
-                "the protocol compares; raise validation_subjects"
+                f"{store.folder}: of the {subjects} validation subjects the protocol compares "
+                f"{held.isin(probes).sum()} probes with {held.isin(gallery).sum()} gallery "
+                "sequences; both are needed: raise validation_subjects"
             )
 
     def rank1(self, model: GaitGL, device: torch.device, world: World) -> dict[str, float]:
@@ -50,7 +54,7 @@ class Validation:
         if not world.leads:
             return {}
         keys = self._store.index.iloc[self._numbers].reset_index(drop=True)
-        rank1 = rank1_by_condition(keys, embeddings, self._protocol, "euclidean")
+        rank1 = rank1_by_condition(keys, embeddings, self._protocol)
         found = {f"{name}_rank1": value for name, value in rank1.items()}
         mean = float(np.mean(list(found.values())))
         return {"rank1": mean, **(found if len(found) > 1 else {})}

@@ -15,13 +15,11 @@ from pipeline.devices import choose_device, precision_here
 from pipeline.distributed import joined, spread
 from pipeline.embedding import embed
 from pipeline.embedding_file import write_embeddings
-from pipeline.errors import run_stage
-from pipeline.files import sha256
+from pipeline.errors import PipelineError, run_stage
+from pipeline.files import fingerprint, sha256
 from pipeline.protocols import compared_by_any, read_protocols
-from pipeline.settings import Settings
+from pipeline.settings import TRAINED_BY, Settings
 from pipeline.silhouette_store import SilhouetteStore
-
-TRAINED_BY = {"oumvlp": "pretrain", "casia_e": "finetune"}
 
 
 def main() -> None:
@@ -40,6 +38,13 @@ def main() -> None:
     device = choose_device(settings.runtime.device)
     with joined(device) as world:
         precision = precision_here(device, info["training"]["precision"])
+        inputs = [sha256(checkpoint), store.digest(), numbers.tolist(), precision]
+        if unlike := world.unlike_leader(fingerprint(inputs)):
+            raise PipelineError(
+                f"the processes {unlike} of {world.size} have another checkpoint, silhouettes, "
+                f"protocol or precision ({precision} in process 0): give every machine the same "
+                "params.yaml, data/ and models/"
+            )
         embeddings = embed(model, store, numbers, precision, device, world)
         if world.leads:
             write_embeddings(

@@ -111,14 +111,16 @@ class Outfit:
 
 def draw_person(rng: np.random.Generator, people: People) -> Person:
     """Somebody new."""
-    build = _normal(rng)
+    build = bounded_normal(rng)
     shape = {
-        name: mean + people.shape_spread * sd * _normal(rng) for name, (mean, sd) in SHAPE.items()
+        name: mean + people.shape_spread * sd * bounded_normal(rng)
+        for name, (mean, sd) in SHAPE.items()
     }
     for name, (mean, sd) in GIRTHS.items():
-        shape[name] = mean + people.shape_spread * sd * (0.7 * build + 0.7 * _normal(rng))
+        shape[name] = mean + people.shape_spread * sd * (0.7 * build + 0.7 * bounded_normal(rng))
     motion = {
-        name: mean + people.motion_spread * sd * _normal(rng) for name, (mean, sd) in MOTION.items()
+        name: mean + people.motion_spread * sd * bounded_normal(rng)
+        for name, (mean, sd) in MOTION.items()
     }
     return Person(shape, motion, people.motion_spread * _draw_waves(rng))
 
@@ -128,20 +130,20 @@ def draw_take(
 ) -> Person:
     """The same person on another occasion: other clothes, another speed, slightly other habits."""
     shape = person.shape | {
-        name: person.shape[name] + people.clothes_variation * sd * _normal(rng)
+        name: person.shape[name] + people.clothes_variation * sd * bounded_normal(rng)
         for name, (_, sd) in GIRTHS.items()
     }
     motion = {
-        name: person.motion[name] + people.motion_variation * sd * _normal(rng)
+        name: person.motion[name] + people.motion_variation * sd * bounded_normal(rng)
         for name, (_, sd) in MOTION.items()
     }
-    hurry = speed_variation * _normal(rng)
+    hurry = speed_variation * bounded_normal(rng)
     motion["cadence"] *= 1 + hurry
     motion["hip_scale"] *= 1 + hurry
     return Person(shape, motion, person.waves + people.motion_variation * _draw_waves(rng))
 
 
-def _normal(rng: np.random.Generator) -> float:
+def bounded_normal(rng: np.random.Generator) -> float:
     """A standard normal number, cut at ±2 so that nobody looks impossible."""
     return float(np.clip(rng.standard_normal(), -2, 2))
 

@@ -11,7 +11,7 @@ from itertools import chain
 import numpy as np
 
 from synthetic.body import walk
-from synthetic.people import BAGS, Array, Outfit, draw_person, draw_take
+from synthetic.people import BAGS, Array, Outfit, bounded_normal, draw_person, draw_take
 from synthetic.render import Frame, draw, spoil
 from synthetic.settings import Camera, Faults, Nuisance, Recording, Settings
 
@@ -102,8 +102,8 @@ def render_sequence(
     frames, limb_ends = draw(
         body,
         azimuth=float(view) + scenario.heading + nuisance.view_error * rng.standard_normal(),
-        distance=camera.distance * (1 + nuisance.distance_error * _bounded(rng)),
-        elevation=max(camera.elevation + nuisance.elevation_error * _bounded(rng), 0.2),
+        distance=camera.distance * (1 + nuisance.distance_error * bounded_normal(rng)),
+        elevation=max(camera.elevation + nuisance.elevation_error * bounded_normal(rng), 0.2),
         focal_length=camera.focal_length,
         size=(camera.height, camera.width),
     )
@@ -112,10 +112,6 @@ def render_sequence(
 
 def _generator(seed: int, *key: str) -> np.random.Generator:
     return np.random.default_rng([seed, *(zlib.crc32(part.encode()) for part in key)])
-
-
-def _bounded(rng: np.random.Generator) -> float:
-    return float(np.clip(rng.standard_normal(), -2, 2))
 
 
 def _oumvlp_scenario(settings: Settings, sequence: str) -> Scenario:

@@ -133,7 +133,7 @@ def test_gem_has_finite_values_and_gradients(p: float, content: str) -> None:
 
 def test_gem_limits_are_mean_and_maximum() -> None:
     x = torch.rand(2, 3, 4, 22) + 1e-3
-    torch.testing.assert_close(GeMPooling(1.0)(x), x.mean(3), rtol=1e-5, atol=0)
+    torch.testing.assert_close(GeMPooling(1)(x), x.mean(3), rtol=1e-5, atol=0)
     # (1/w)^(1/p) is all that separates GeM from the maximum at large p.
     torch.testing.assert_close(GeMPooling(1e4)(x), x.amax(3), rtol=1e-3, atol=0)
 

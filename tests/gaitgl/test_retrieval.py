@@ -13,7 +13,6 @@ from gaitgl.retrieval import (
     FirstMatchPass,
     compared_pairs,
     cross_view_gallery,
-    cross_view_rank_table,
     cross_view_table,
     first_match_rank,
     mean_per_probe_view,
@@ -85,17 +84,6 @@ def test_cross_view_gallery_equals_the_published_table(
     np.testing.assert_allclose(table.rank1, expected, rtol=1e-14)
     expected = published["crossview_gallery_map_per_strip"]
     np.testing.assert_allclose(table.mean_average_precision, expected, rtol=1e-14)
-
-
-def test_cross_view_ranks_rise_from_rank1_to_everyone(rows: Rows) -> None:
-    result = cross_view_gallery(*rows)
-    table = cross_view_rank_table(result, (1, 5, 10**6))  # [3, probe view]
-    assert np.array_equal(table[0], cross_view_table(result).rank1)
-    at = (result.probe_views == result.views[3]) & (result.ranks > 0)
-    assert table[1, 3] == pytest.approx(100 * (result.ranks[at] <= 5).mean())
-    assert (table[2] == 100).all()
-    with pytest.raises(ValueError, match="from 1"):
-        cross_view_rank_table(result, (0,))
 
 
 @settings(max_examples=60, deadline=None)

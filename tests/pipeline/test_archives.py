@@ -265,7 +265,7 @@ def test_a_zip_is_a_container_of_its_tars_and_of_its_other_files(
 ) -> None:
     tar = tar_of(FRAMES)
     write_zip(root / "val.ZIP", {"b/2.TAR": tar, "1.tar": tar, "readme.txt": b"hi", "d/": b""})
-    found, refused = archive_containers(root, "val.ZIP", None)
+    found, refused = archive_containers(root, "val.ZIP")
     assert found == ["val.ZIP/1.tar", "val.ZIP/b/2.TAR", "val.ZIP"]
     assert refused == []
     assert list(list_members(root, "val.ZIP", None)) == [
@@ -273,8 +273,8 @@ def test_a_zip_is_a_container_of_its_tars_and_of_its_other_files(
         Member("d", 0, folder=True),
     ]
     assert read(root, "val.ZIP/b/2.TAR") == FRAMES
-    assert archive_containers(root, "frames.zip", None) == (["frames.zip"], [])
-    assert archive_containers(root, "train.zip", None)[0] == [
+    assert archive_containers(root, "frames.zip") == (["frames.zip"], [])
+    assert archive_containers(root, "train.zip")[0] == [
         "train.zip/001.tar",
         "train.zip/b/002.TGZ",
     ]
@@ -282,14 +282,14 @@ def test_a_zip_is_a_container_of_its_tars_and_of_its_other_files(
 
 @pytest.mark.parametrize("name", ["x.7z", "X.7Z", "x.tar", "x.tar.gz", "x.tgz"])
 def test_other_archives_are_one_container_each(tmp_path: Path, name: str) -> None:
-    assert archive_containers(tmp_path, name, None) == ([name], [])
+    assert archive_containers(tmp_path, name) == ([name], [])
 
 
 @pytest.mark.parametrize("name", ["x.7z.001", "a/x.ZIP.002", "x.tar.gz.03"])
 def test_a_part_of_a_split_archive_says_how_to_join_it(tmp_path: Path, name: str) -> None:
     whole = name.rpartition(".")[0]
     with pytest.raises(DamagedArchiveError, match=re.escape(f"cat {whole}.* > {whole}")):
-        archive_containers(tmp_path, name, None)
+        archive_containers(tmp_path, name)
     assert is_archive(name)
 
 
@@ -445,7 +445,7 @@ def test_a_truncated_zip_is_damaged(root: Path, share: float) -> None:
     whole = (root / "train.zip").read_bytes()
     (root / "cut.zip").write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(DamagedArchiveError, match=r"cut\.zip: "):
-        archive_containers(root, "cut.zip", None)
+        archive_containers(root, "cut.zip")
     read_until_damage(root, "cut.zip/001.tar")
 
 

@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 import torch
 
+from pipeline import distance_pass
 from pipeline.distance_pass import Method, Reranking, compare, nearest, placed
 from pipeline.errors import PipelineError
 from pipeline.layouts.hid import Hid
@@ -91,3 +92,15 @@ def test_keys_may_have_any_index() -> None:
     moved = pd.DataFrame(keys.to_numpy(), columns=keys.columns, index=keys.index + 7)
     one, other = (compare(k, embeddings, PAIRS, "all", Method(shown=False)) for k in (keys, moved))
     np.testing.assert_array_equal(one.first.ranks, other.first.ranks)
+
+
+def test_a_gpu_without_memory_is_told_with_the_settings_that_help(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def exhausted(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(distance_pass, "distance_blocks", exhausted)
+    keys, embeddings = walks(("00", "01"))
+    with pytest.raises(PipelineError, match=r"block_mib \(32 now\), or set runtime.device"):
+        compare(keys, embeddings, OumvlpRelease.protocols[0], "all", Method(shown=False))

@@ -370,10 +370,10 @@ def test_the_headline_alone_is_that_of_the_evaluation() -> None:
     keys, embeddings = walks(("H-scene1-nm-1", "H-scene2-nm-1", "H-scene2-cl-1"))
     result = _result(keys, embeddings, CASIA_E)
     expected = {c: estimates["rank1"].value for c, estimates in result.estimates.items()}
-    assert rank1_by_condition(keys, embeddings, CASIA_E, "euclidean") == pytest.approx(expected)
+    assert rank1_by_condition(keys, embeddings, CASIA_E) == pytest.approx(expected)
     keys, embeddings = walks(("00", "01"), views=("090",))
     alone = _result(keys, embeddings, PAIRS).estimates["all"]["rank1_with_identical_views"].value
-    found = rank1_by_condition(keys, embeddings, PAIRS, "euclidean")
+    found = rank1_by_condition(keys, embeddings, PAIRS)
     assert found == pytest.approx({"all": alone})
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import finished_shards
-from pipeline.catalogue import Refusal
-from pipeline.finished_shards import DAMAGED, ShardWriter, finished_shard, shard_name
+from pipeline.catalogue import DAMAGED, Refusal
+from pipeline.finished_shards import ShardWriter, finished_shard, shard_name
 from pipeline.silhouette_store import Silhouettes, StoredSequence, compress
 
 Noise = Callable[[int, int], Silhouettes]

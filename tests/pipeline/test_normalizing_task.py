@@ -13,6 +13,7 @@ import pytest
 
 from gaitgl.silhouettes import normalize_sequence
 from pipeline import finished_shards, normalizing_task
+from pipeline.catalogue import DAMAGED
 from pipeline.decoding import Frame, decode
 from pipeline.errors import PipelineError
 from pipeline.ingestion import ingest
@@ -288,9 +289,9 @@ def test_an_archive_found_damaged_before_a_kill_is_read_again_whole(
     path.write_bytes(spoilt)
     shards = tmp_path / "shards"
     run(tmp_path / "root", tmp_path / "whole", sequences, shards=shards)
-    assert reasons(tmp_path / "whole") == {finished_shards.DAMAGED: 5}
+    assert reasons(tmp_path / "whole") == {DAMAGED: 5}
     notes = sorted(shards.glob("shard-*.json"))
-    damaged = [note for note in notes if finished_shards.DAMAGED in note.read_text()]
+    damaged = [note for note in notes if DAMAGED in note.read_text()]
     assert damaged == [notes[0], notes[-1]]  # that of the sequence, and the last of the archive
     damaged[lost].unlink()
     decoded.clear()
@@ -330,7 +331,7 @@ def test_a_checksum_over_a_whole_archive_takes_finished_shards_back(
     out.mkdir()
     normalize("casia_e", root, table, out, *rules)
     refusals = refusals_of(out)
-    damage = refusals[refusals["reason"] == finished_shards.DAMAGED]
+    damage = refusals[refusals["reason"] == DAMAGED]
     assert set(damage["container"]) == {"val501-614.zip/501.tar"}
     assert len(damage[damage["frames"] == 0]) == 1
     assert damage["frames"].sum() == inside["n_frames"].sum()

@@ -72,7 +72,7 @@ def lab(tracking_store: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
 def test_the_best_is_shown_and_promoted(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     for checkpoint, rank1 in (("a", 60.0), ("b", 75.5), ("c", 70.0)):
         lab.trained(checkpoint)
-        lab.evaluated(checkpoint, {"rank1": rank1, "rank5": 99.0})
+        lab.evaluated(checkpoint, {"headline_rank1": rank1, "rank5": 99.0})
     lab.promote("--dry")
     assert lab.champion() is None
     assert "'champion' would go to version 2; nothing was changed" in capsys.readouterr().out
@@ -90,21 +90,11 @@ def test_the_best_is_shown_and_promoted(lab: Lab, capsys: pytest.CaptureFixture[
     assert "version 2 has the alias 'champion' already" in capsys.readouterr().out
 
 
-def test_conditions_are_averaged_and_other_protocols_left_out(lab: Lab) -> None:
-    both = {"NM_rank1_low": 0.0, "NM_rank5": 0.0, "all_views_NM_rank1": 0.0, "rank1_matched": 0.0}
-    lab.trained("a")
-    lab.evaluated("a", {"NM_rank1": 80.0, "BG_rank1": 70.0, "CL_rank1": 30.0, **both})
-    lab.trained("b")
-    lab.evaluated("b", {"NM_rank1": 70.0, "BG_rank1": 70.0, "CL_rank1": 55.0, **both})
-    found = promote.standing(lab.client).candidates
-    assert [(c.version, c.rank1) for c in found] == [(2, 65.0), (1, 60.0)]
-
-
 def test_equal_versions_stand_in_the_order_in_which_they_came(lab: Lab) -> None:
     for checkpoint in ("a", "b", "b", "c"):
         lab.trained(checkpoint)
     for checkpoint in ("c", "b", "a"):
-        lab.evaluated(checkpoint, {"rank1": 50.0})
+        lab.evaluated(checkpoint, {"headline_rank1": 50.0})
     assert lab.order() == [1, 2, 3, 4]
 
 
@@ -113,14 +103,14 @@ def test_only_what_was_evaluated_like_the_newest_is_compared(
 ) -> None:
     for checkpoint in ("a", "b", "c", "d", "e", "f"):
         lab.trained(checkpoint)
-    lab.evaluated("a", {"rank1": 99.0}, data="other")
-    lab.evaluated("b", {"rank1": 98.0}, distance="cosine")
-    lab.evaluated("c", {"rank1": 97.0}, dataset="oumvlp")
-    lab.evaluated("d", {"rank1": 96.0}, status="FAILED")
-    lab.evaluated("e", {"rank1": 40.0})
-    lab.evaluated("e", {"rank1": 50.0})  # evaluated again: the newest counts
-    lab.evaluated("f", {"rank1": 45.0})
-    lab.evaluated("unregistered", {"rank1": 100.0}, data="another")
+    lab.evaluated("a", {"headline_rank1": 99.0}, data="other")
+    lab.evaluated("b", {"headline_rank1": 98.0}, distance="cosine")
+    lab.evaluated("c", {"headline_rank1": 97.0}, dataset="oumvlp")
+    lab.evaluated("d", {"headline_rank1": 96.0}, status="FAILED")
+    lab.evaluated("e", {"headline_rank1": 40.0})
+    lab.evaluated("e", {"headline_rank1": 50.0})  # evaluated again: the newest counts
+    lab.evaluated("f", {"headline_rank1": 45.0})
+    lab.evaluated("unregistered", {"headline_rank1": 100.0}, data="another")
     lab.evaluated("f", {"loss": 1.0}, data="without rank-1")
     assert lab.order() == [5, 6]
     lab.client.set_registered_model_alias(NAME, "champion", "1")

@@ -31,7 +31,7 @@ def scan(dataset: Dataset, root: Path, container: str) -> Scan:
 def test_frames_come_in_natural_order_whatever_the_archives(
     tmp_path: Path, tar_of: TarOf, write_zip: WriteFiles
 ) -> None:
-    names = [f"{PLACE}/{name}.jpg" for name in ("10", "9", "1", "frame2", "frame10", "002")]
+    names = [f"{PLACE}/{name}.jpg" for name in ("10", "9", "1", "frame2", "frame10", "002", "²")]
     write_zip(tmp_path / "train001-500.zip", {"001.tar": tar_of(dict.fromkeys(names, b"x"))})
     (found,) = scan("casia_e", tmp_path, "train001-500.zip/001.tar").found
     assert found.frames == [
@@ -41,10 +41,11 @@ def test_frames_come_in_natural_order_whatever_the_archives(
         "10.jpg",
         "frame2.jpg",
         "frame10.jpg",
+        "².jpg",
     ]
     assert found.folder == PLACE
     assert found.key == ("001", "H-scene1-nm-1", "000")
-    assert found.bytes == 6
+    assert found.bytes == 7
     assert member_name(found.container, found.folder, "1.jpg") == f"{PLACE}/1.jpg"
 
 

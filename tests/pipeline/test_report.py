@@ -15,7 +15,7 @@ from pipeline.layouts.casia_e_release import CasiaERelease
 from pipeline.layouts.hid import Hid
 from pipeline.layouts.oumvlp_release import OumvlpRelease
 from pipeline.protocols import Protocol
-from pipeline.report import result_text, write_report, written_metrics
+from pipeline.report import headline_rank1, result_text, write_report, written_metrics
 from pipeline.submission import COLUMNS
 from tests.pipeline.walks import walks
 
@@ -79,6 +79,8 @@ def test_a_report_of_two_protocols_and_three_conditions(
     assert flat["p_finetune"] == 6.0
     assert all(isinstance(value, float | int) for value in flat.values())
     assert written_metrics(folder) == flat
+    means = [metrics[condition]["rank1"] for condition in ("NM", "BG", "CL")]
+    assert headline_rank1(folder) == pytest.approx(np.mean(means))
     table = pd.read_csv(folder / "tables/rank1_bg.csv", dtype={"probe view": str})
     assert table["probe view"].tolist() == ["000", "090"]
     assert table.loc[0, "090"] == pytest.approx(pairs.rank1["BG"][0, 1], abs=0.01)
@@ -123,6 +125,7 @@ def test_a_single_condition_needs_no_name(tmp_path: Path, of_oumvlp: Evaluation)
         assert flat[name] == pytest.approx(pairs.estimates["all"][name].value, abs=1e-4)
     assert flat["all_views_map"] == pytest.approx(every.estimates["all"]["map"].value, abs=1e-4)
     assert written_metrics(tmp_path / "r") == flat
+    assert headline_rank1(tmp_path / "r") == flat["rank1"]
     assert (tmp_path / "r/tables/rank1_all.csv").exists()
 
 
@@ -149,6 +152,7 @@ def test_seen_from_one_view_no_figure_is_nan(tmp_path: Path) -> None:
     assert "rank1" not in flat
     low, value, high = (flat[f"rank1_with_identical_views{end}"] for end in ("_low", "", "_high"))
     assert low < value < high
+    assert headline_rank1(tmp_path / "r") == value
     text = result_text(tmp_path / "r")
     assert "nan" not in text.lower()
     assert f"{value:.1f} ({low:.1f} to {high:.1f})" in text
@@ -174,6 +178,7 @@ def test_a_submission_is_written_where_nobody_knows_who_walks(tmp_path: Path) ->
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["submission"] == {"probes": 2, "nearest": 1, "no_frames": 1}
     assert flat["submission_probes"] == 2
+    assert headline_rank1(folder) is None
     text = result_text(folder)
     assert f"submission: 2 probes in {folder / 'tables/submission.csv'}" in text
     assert "1 of 2 probes have no usable frame." in text

@@ -372,3 +372,19 @@ def test_numbers_of_the_heat_maps_can_be_opened(folder: Path, case: Case) -> Non
         cells = shown.locator("details[open] td").all_inner_texts()
         assert cells == [f"{value:.1f}" for value in table.ravel()]
         assert sideways(shown) <= 0
+
+
+def test_a_condition_without_pairs_of_views_is_missing_from_the_headline_alone(
+    tmp_path: Path, case: Case
+) -> None:
+    seen = (case.keys["view"] == "000") | (
+        (case.keys["view"] == "090") & (case.keys["sequence"] == SEQUENCES[-1])
+    )
+    keys, embeddings = case.keys[seen].reset_index(drop=True), case.embeddings[seen.to_numpy()]
+    evaluation = evaluate(keys, embeddings, CASIA_E[:1], Method(shown=False), 20)
+    assert [c for c, found in evaluation.results[0].estimates.items() if "rank1" in found] == ["CL"]
+    shown = replace(case, keys=keys, embeddings=embeddings, evaluation=evaluation)
+    page = replace(shown, protocols=CASIA_E[:1]).write(tmp_path)
+    headlines = page[page.index('<div class="headlines">') :].partition("</dl>")[0]
+    assert "Rank-1, CL" in headlines
+    assert "Rank-1, NM" not in headlines

@@ -124,3 +124,17 @@ def test_a_shard_that_is_gone_or_cut_short_is_named(
         shard.write_bytes(shard.read_bytes()[:left])
     with pytest.raises(PipelineError, match=rf"{shard.name} is missing or cut short"):
         store.read(0)
+
+
+def test_damaged_silhouettes_are_named(
+    tmp_path: Path, write_store: WriteStore, noise: Noise
+) -> None:
+    store = write_store(tmp_path, some_rows(noise))
+    (shard,) = tmp_path.glob("*.arrow")
+    content = bytearray(shard.read_bytes())
+    start = content.index(b"\x28\xb5\x2f\xfd")  # of the first blob: zstd's magic number
+    content[start] ^= 0xFF
+    shard.write_bytes(content)
+    damaged = int(np.flatnonzero(store.index["row"] == 0)[0])
+    with pytest.raises(PipelineError, match=rf"{shard.name}: the silhouettes of .* are damaged"):
+        store.read(damaged)

@@ -76,8 +76,8 @@ def test_a_video_without_frames_is_taken_for_the_first_of_the_gallery_and_counte
     assert made.table["subject"].tolist() == ["501", "502", "501"]
     (note,) = made.notes
     assert note == (
-        "2 of 3 probes have no usable frame, so nothing is known of them; taken for the first "
-        "subject of the gallery (501): 00001, 00003."
+        "2 of 3 probes have no embedding, for too few of their frames are usable "
+        "(normalize.min_frames); taken for the first subject of the gallery (501): 00001, 00003."
     )
 
 
@@ -86,7 +86,7 @@ def test_where_unknown_people_are_scored_the_far_and_the_empty_are_nobody() -> N
     made = submission(nearest, VIDEOS, GALLERY, unknown_above=2.0)
     assert made.table["subject"].tolist() == ["501", "-1", "-1"]
     far, empty = made.notes
-    assert far.startswith("1 of 2 probes with frames are further than 2 from everybody")
+    assert far.startswith("1 of 2 probes with an embedding are further than 2 from everybody")
     assert empty.endswith("taken for nobody (-1): 00003.")
 
 

@@ -65,7 +65,7 @@ def test_validation_is_the_evaluation_of_held_out_subjects(
     numbers = np.flatnonzero(mine & protocol.compares(index["sequence"], index["view"]))
     embeddings = embed(model, store, numbers, "float32", CPU)
     keys = index.iloc[numbers].reset_index(drop=True)
-    expected = rank1_by_condition(keys, embeddings, protocol, "euclidean")
+    expected = rank1_by_condition(keys, embeddings, protocol)
     assert found.pop("rank1") == pytest.approx(np.mean(list(expected.values())))
     if len(expected) == 1:  # OUMVLP has one condition, which is the mean
         assert found == {}
@@ -139,11 +139,30 @@ def test_subjects_without_anything_to_compare_are_an_error(
     ]
     store = write_store(tmp_path, rows)
     catalogue = catalogue_of(OumvlpRelease.protocols[0])
-    with pytest.raises(PipelineError, match="none of the 2 validation subjects") as raised:
+    with pytest.raises(
+        PipelineError, match="of the 2 validation subjects the protocol compares 0 probes with 0"
+    ) as raised:
         Validation(store, catalogue, 2, "float32")
     assert str(tmp_path) in str(raised.value)
     assert "raise validation_subjects" in str(raised.value)
     Validation(store, catalogue, 3, "float32")
+
+
+@pytest.mark.parametrize(
+    ("sequence", "found"), [("00", "1 probes with 0"), ("01", "0 probes with 1")]
+)
+def test_probes_without_a_gallery_validate_nobody(
+    tmp_path: Path,
+    write_store: Callable[..., SilhouetteStore],
+    noise: Callable[[int, int], Silhouettes],
+    catalogue_of: Catalogue,
+    sequence: str,
+    found: str,
+) -> None:
+    store = write_store(tmp_path, [("00001", sequence, "000", "val", noise(0, 3))])
+    catalogue = catalogue_of(OumvlpRelease.protocols[0])
+    with pytest.raises(PipelineError, match=f"compares {found} gallery sequences"):
+        Validation(store, catalogue, 1, "float32")
 
 
 def test_a_protocol_for_unknown_people_validates_nobody(

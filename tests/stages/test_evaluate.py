@@ -103,7 +103,7 @@ def test_a_competition_ends_in_a_submission(
     assert check(path, competition / "data/casia_e/catalogue", "videoID,label", False) == 6
     said = capsys.readouterr().out
     assert "submission: 6 probes in reports/casia_e/tables/submission.csv" in said
-    assert "2 of 6 probes have no usable frame" in said
+    assert "2 of 6 probes have no embedding" in said
     metrics = json.loads((competition / "reports/casia_e/metrics.json").read_text())
     page = (competition / "reports/casia_e/index.html").read_text("utf-8")
     for made_from in ("embeddings/casia_e.arrow", "data/casia_e/catalogue/protocol.json"):
