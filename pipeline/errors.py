@@ -35,9 +35,16 @@ def run_stage(main: Callable[[], None]) -> None:
         sys.stderr.write(f"{text}\n")
         sys.exit(1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        what = {
+            errno.ENOSPC: "the disk is full: {}; free some room and start again",
+            errno.EDQUOT: "the disk is full: {}; free some room and start again",
+            errno.EROFS: "this cannot be written, for the file system is read-only: {}",
+            errno.EACCES: "a file or folder is closed to this user: {}",
+            errno.EPERM: "a file or folder is closed to this user: {}",
+        }.get(error.errno or 0)
+        if what is None:
             raise
-        sys.stderr.write(f"\nerror: the disk is full: {error}; free some room and start again\n")
+        sys.stderr.write(f"\nerror: {what.format(error)}\n")
         sys.exit(1)
     except Stopped as stopped:
         sys.stdout.flush()

@@ -51,19 +51,19 @@ def ingest(
     seen = sum(scan.seen for scan in scans) + sum(refusal.frames for refusal in refused)
     refused += [refusal for scan in scans for refusal in scan.refused]
     found = [found for scan in scans for found in scan.found]
-    recognised = _layout(dataset, root, found, refused)
-    found, strays = _without_strays(recognised, found)
+    recognized = _layout(dataset, root, found, refused)
+    found, strays = _without_strays(dataset, recognized, found)
     found, repeated = _without_repeats(found)
     keys = {item.key for item in found}
     empty_folders = [(folder, "") for folder in empty]
     for name, scan in zip(names, scans, strict=True):
         empty_folders += [(name, folder) for folder in scan.empty]
     refused = [
-        *(_with_key(recognised, refusal) for refusal in refused + strays),
+        *(_with_key(recognized, refusal) for refusal in refused + strays),
         *repeated,
-        *_empty_places(recognised, empty_folders, keys),
+        *_empty_places(recognized, empty_folders, keys),
     ]
-    layout = recognised(root, keys, split)
+    layout = recognized(root, keys, split)
     rows = [_row(dataset, item, layout) for item in sorted(found, key=lambda f: f.key)]
     sequences = pd.DataFrame(rows, columns=SEQUENCES.names)
     refusals = refusal_table(dataset, refused)
@@ -172,7 +172,7 @@ def _path(item: Found) -> str:
 
 
 def _nothing_found(dataset: Dataset, root: Path, refused: list[Refusal]) -> PipelineError:
-    """The error for a root in which no layout is recognised."""
+    """The error for a root in which no layout is recognized."""
     looked_for = "\n".join(f"  {layout.name}: {layout.form}" for layout in LAYOUTS)
     examples = [
         f"{r.container}: {r.member or '(whole archive)'}: {r.reason} {r.detail}".rstrip()
@@ -191,7 +191,9 @@ def _nothing_found(dataset: Dataset, root: Path, refused: list[Refusal]) -> Pipe
     )
 
 
-def _without_strays(layout: type[Layout], found: list[Found]) -> tuple[list[Found], list[Refusal]]:
+def _without_strays(
+    dataset: Dataset, layout: type[Layout], found: list[Found]
+) -> tuple[list[Found], list[Refusal]]:
     """What has the layout, and what only has three folders, as nearly everything."""
     strays = [
         Refusal(
@@ -204,6 +206,13 @@ def _without_strays(layout: type[Layout], found: list[Found]) -> tuple[list[Foun
         for item in found
         if item.layout != layout.name
     ]
+    if strays:
+        others = [item for item in found if item.layout != layout.name]
+        print(
+            f"warning: {dataset}: {_some(others)}, do not fit {layout.name} and are refused. If "
+            "they belong to the data, write a dataset.yaml (docs/layouts.md): then all of it is "
+            "your own"
+        )
     return [item for item in found if item.layout == layout.name], strays
 
 
@@ -236,7 +245,7 @@ def _empty_places(
 
 
 def _introduce(dataset: Dataset, root: Path, layout: Layout, containers: int) -> None:
-    """Print what was recognised, and what follows from that."""
+    """Print what was recognized, and what follows from that."""
     first = layout.protocols[0]  # the others have the same gallery and probes
     print(f"{dataset}: {layout.name} ({layout.form}), {containers} containers below {root}")
     if layout.dataset != dataset:

@@ -28,6 +28,10 @@ from pipeline.settings import Dataset
 from pipeline.shard_plan import Task, read_plan
 from pipeline.silhouette_store import HEIGHT, WIDTH, compress
 
+DARK = 64
+"""Grey level: a silhouette without a pixel that bright is a mask of labels, nearly black to the
+network."""
+
 OPEN_BYTES = 256 * 2**20
 """The silhouettes of sequences that are not whole yet may take this much memory in one worker;
 that is 95 000 frames, where an archive of the releases has one sequence open at a time."""
@@ -152,6 +156,8 @@ class _Sequence:
         silhouette = normalize_frame(picture, HEIGHT, WIDTH, job.min_foreground)
         if silhouette is None:
             self.refused[position] = "too little foreground"
+        elif silhouette.max() < DARK:
+            self.refused[position] = f"darker than {DARK} of 255: is it a mask of 0 and 1?"
         else:
             self.silhouettes[position] = silhouette
 

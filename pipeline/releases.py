@@ -154,8 +154,13 @@ def cannot_be_read(
 
 def check_root(dataset: Dataset, root: Path) -> None:
     """PipelineError unless ``root`` is a folder."""
-    if not root.is_dir():
-        what = "a file" if root.exists() else "missing"
+    try:
+        what = "" if root.is_dir() else "a file" if root.exists() else "missing"
+    except OSError as error:  # a name too long, a folder on the way that is closed to us
+        what = f"out of reach ({error.strerror})"
+    if what:
+        if root.parts[:1] == ("~",):
+            what += " (~ is not replaced here)"
         raise PipelineError(
             f"data.{dataset}.root = {root}: expected the folder that holds the release of "
             f"{dataset}, but it is {what}; write the right path into params.yaml."

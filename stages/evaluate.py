@@ -89,6 +89,13 @@ def main() -> None:
         metrics = write_report(folder, evaluation, protocols, histories, submission.columns)
         metrics[DURATION] = time.monotonic() - began_at
         record_report(run, dataset, settings, folder, metrics)
+    settings.check_unchanged(
+        f"evaluate.protocols.{dataset}",
+        "evaluate.distance",
+        "evaluate.reranking",
+        "evaluate.cmc_ranks",
+        "evaluate.submission",
+    )
 
 
 if __name__ == "__main__":

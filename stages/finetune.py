@@ -43,6 +43,7 @@ def main() -> None:
         params=settings.flat(),
         upstream=upstream,
     )
+    settings.check_unchanged("seed", "finetune")
 
 
 if __name__ == "__main__":

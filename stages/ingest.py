@@ -28,6 +28,7 @@ def main() -> None:
     with new_folder(Path("data", dataset, "catalogue")) as folder:
         write_catalogue(folder, catalogue.sequences, catalogue.refusals, catalogue.release)
         write_protocols(folder, catalogue.protocols)
+    settings.check_unchanged(f"data.{dataset}", "ingest")
 
 
 if __name__ == "__main__":

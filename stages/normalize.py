@@ -61,6 +61,7 @@ def main() -> None:
             )
         # a machine of a cluster that was thought dead may still write there
         shutil.rmtree(unfinished.folder, ignore_errors=True)
+    settings.check_unchanged(f"data.{dataset}.root", "ingest", "normalize")
 
 
 if __name__ == "__main__":

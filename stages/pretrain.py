@@ -31,6 +31,7 @@ def main() -> None:
         params=settings.flat(),
         upstream={},
     )
+    settings.check_unchanged("seed", "model", "pretrain")
 
 
 if __name__ == "__main__":

@@ -39,3 +39,32 @@ def test_wrong_settings_are_named_before_roots(
     monkeypatch.chdir(project({"finetune.lr_drops": [900]}))
     with pytest.raises(PipelineError, match=r"finetune\.lr_drops\[0\]: 900 is past"):
         check.main()
+
+
+def test_roots_where_only_the_pipeline_writes_are_named(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roots = {"data.oumvlp.root": "data/oumvlp", "data.casia_e.root": "synthetic/release/casia"}
+    monkeypatch.chdir(project(roots))
+    with pytest.raises(PipelineError) as raised:
+        check.main()
+    assert "data.oumvlp.root = data/oumvlp: data/ holds what the stages make" in str(raised.value)
+    assert "only in synthetic/release/oumvlp, synthetic/release/casia_e" in str(raised.value)
+
+
+def test_names_that_no_folder_can_have_are_named(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project({"data.oumvlp.root": "x" * 300, "data.casia_e.root": "~/data"}))
+    with pytest.raises(PipelineError) as raised:
+        check.main()
+    assert "out of reach (File name too long)" in str(raised.value)
+    assert "missing (~ is not replaced here)" in str(raised.value)
+
+
+def test_a_project_where_mlflow_cannot_work_is_named(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project(name="50%"))
+    with pytest.raises(PipelineError, match="path holds a %"):
+        check.main()

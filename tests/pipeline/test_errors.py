@@ -1,3 +1,6 @@
+import errno
+import os
+
 import pytest
 
 from pipeline.errors import PipelineError, Stopped, listing, run_stage
@@ -51,3 +54,25 @@ def test_long_lists_are_cut_and_counted() -> None:
     assert len(lines) == 21
     assert lines[-1] == "  ... and 5 more"
     assert len(listing([str(i) for i in range(20)], limit=20).splitlines()) == 20
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EROFS, "the file system is read-only"),
+        (errno.EACCES, "closed to this user"),
+    ],
+)
+def test_what_a_disk_refuses_is_told_with_the_file(
+    number: int, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main() -> None:
+        raise OSError(number, os.strerror(number), "data/x")
+
+    with pytest.raises(SystemExit) as raised:
+        run_stage(main)
+    assert raised.value.code == 1
+    error = capsys.readouterr().err
+    assert told in error
+    assert "'data/x'" in error

@@ -307,7 +307,7 @@ def test_two_layouts_in_one_root_are_an_error(tmp_path: Path, write_tree: WriteF
 
 
 def test_frames_that_fit_everything_only_are_refused_beside_a_known_layout(
-    tmp_path: Path, write_tree: WriteFiles
+    tmp_path: Path, write_tree: WriteFiles, capsys: pytest.CaptureFixture[str]
 ) -> None:
     strays = {f"alice/walk/front/{i}.png": b"x" for i in range(3)}
     write_tree(tmp_path, OUMVLP | strays)
@@ -317,6 +317,9 @@ def test_frames_that_fit_everything_only_are_refused_beside_a_known_layout(
     assert refused(catalogue.refusals) == {
         ("alice/walk/front", "alice/walk/front", "not in the layout of the rest", 3)
     }
+    said = capsys.readouterr().out
+    assert "1 sequence(s) of 3 frame(s), such as alice/walk/front/0.png, do not fit" in said
+    assert "write a dataset.yaml" in said
     assert "such as 0.png; expected <subject>" in catalogue.refusals["detail"].iloc[0]
     assert catalogue.refusals[KEY].iloc[0].tolist() == ["", "", ""]
 

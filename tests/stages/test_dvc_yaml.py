@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from dvc.repo import Repo
 
 from pipeline.evaluation_run import NEVER_BEHIND
@@ -231,3 +232,17 @@ def test_every_runtime_leaf_is_read_somewhere() -> None:
 def test_every_command_runs_a_stage_as_a_module(stages: dict[str, Any]) -> None:
     for stage in stages.values():
         assert stage.cmd.startswith("python -m stages.")
+
+
+@pytest.mark.parametrize("stage", ["ingest", "normalize", "pretrain", "finetune", "evaluate"])
+def test_each_stage_checks_the_settings_that_dvc_will_note_for_it(stage: str) -> None:
+    declared = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"][stage]
+    params = {
+        name.replace("${key}", "{dataset}") for name in declared.get("do", declared)["params"]
+    }
+    (checked,) = [
+        node.args
+        for node in ast.walk(ast.parse((ROOT / f"stages/{stage}.py").read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "check_unchanged"
+    ]
+    assert {ast.unparse(key).lstrip("f").strip("'") for key in checked} == params
