@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pipeline import releases
 from pipeline.errors import PipelineError, run_stage
-from pipeline.settings import DATASETS, Settings
+from pipeline.settings import DATASETS, TRAINED_BY, Settings
 
 WALKERS = Path("synthetic/release")
 """What lies here is made by DVC itself, so it need not be there yet."""
@@ -34,8 +34,17 @@ def main() -> None:
             releases.check_root(dataset, root)
         except PipelineError as error:
             problems.append(str(error))
+    for stage in TRAINED_BY.values():
+        if getattr(settings, stage).precision == "bfloat16" and (lack := _lack(settings)):
+            print(f"warning: {stage}.precision is bfloat16, but {lack}: {stage} will stop there")
     if problems:
         raise PipelineError("\n".join(problems))
+
+
+def _lack(settings: Settings) -> str:
+    from pipeline.devices import choose_device, lacks_bfloat16  # import torch
+
+    return lacks_bfloat16(choose_device(settings.runtime.device))
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ class Oumvlp(Section):
     any layout of docs/layouts.md."""
 
     split: ClassVar[str] = "published"
-    """Odd ids are trained on, even ids tested: there is only one, so it is no setting."""
+    """Odd ids up to 10305 are trained on, even ids and 10307 tested: no other split is known."""
 
 
 class CasiaE(Section):
@@ -73,7 +73,7 @@ class Ingest(Section):
     """An archive that unpacks to more than this is given up (bytes)."""
 
     max_members: Positive
-    """An archive, or a folder, that holds more members than this is given up."""
+    """An archive, or a folder, that holds more members than this is given up (members)."""
 
     max_pixels: Annotated[int, Field(gt=0, le=2**26)]
     """A picture of more pixels than this is refused (OUMVLP's frames: 1.3 million). OpenCV is told
@@ -144,7 +144,7 @@ class Training(Section):
     """Optimizer steps; 0 writes the initial weights."""
 
     lr: Annotated[float, Field(gt=0)]
-    """Adam's learning rate."""
+    """Adam's learning rate (no unit)."""
 
     warmup_steps: NotNegative
     """Steps over which the learning rate rises linearly to lr (the paper: 0)."""
@@ -195,6 +195,7 @@ class Reranking(Section):
     It looks at all probes together, so figures with and without it answer different questions."""
 
     method: Literal["none", "k_reciprocal"]
+    """none, or k_reciprocal: re-rank by shared neighbours, which alone reads what follows."""
 
     k1: Positive
     """Nearest entries among which reciprocal ones are looked for (entries; published: 20)."""
@@ -237,7 +238,8 @@ class Evaluate(Section):
 
 
 class Runtime(Section):
-    """Where and how fast it runs; nothing here changes what comes out."""
+    """Where and how fast it runs. Nothing here reruns a stage; device and processes may change last
+    digits."""
 
     device: Literal["auto", "cpu", "cuda"]
     """Where networks run; auto takes the GPU where there is one."""

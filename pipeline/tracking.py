@@ -267,7 +267,8 @@ class Sender:
         self._answers = False
         if not self._said_trouble:
             self._said_trouble = True
-            what = "the MLflow store (MLFLOW_TRACKING_URI) does not answer"
+            does = "refuses this run" if mlflow_store.refused(error) else "does not answer"
+            what = f"the MLflow store (MLFLOW_TRACKING_URI) {does}"
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 what = "the disk is full, so nothing reaches MLflow"
             sys.stderr.write(f"warning: {what}, work goes on without it: {reason(error)}\n")
@@ -311,10 +312,10 @@ def _status(kind: type[BaseException] | None) -> str:
 
 
 def code_commit() -> str:
-    """The commit at the project's root, and how many files differ from it; dvc.lock, which DVC
-    writes while it runs, does not count."""
+    """The commit at the project's root, and how many files differ from it; the dvc.lock files,
+    which DVC writes while it runs, do not count."""
     commit = git("rev-parse", "HEAD")
-    changed = git("status", "--porcelain", "--", ".", ":(exclude)dvc.lock").splitlines()
+    changed = git("status", "--porcelain", "--", ".", ":(exclude,glob)**/dvc.lock").splitlines()
     if not commit:
         return "not known: no git repository"
     return f"{commit} with {len(changed)} changed file(s)" if changed else commit

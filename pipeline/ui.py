@@ -8,6 +8,7 @@ Whatever follows PORT is passed on to ``mlflow ui``.
 import json
 import os
 import re
+import socket
 import sys
 from typing import Any
 
@@ -42,6 +43,8 @@ def main() -> None:
         raise PipelineError(
             f"the MLflow store (MLFLOW_TRACKING_URI) does not answer: {reason(error)}"
         ) from None
+    if not served(uri):
+        _check_free(port)
     for title, link in links(address(uri, port), experiment_id).items():
         print(f"{title:8} {link}")
     if served(uri):
@@ -51,6 +54,17 @@ def main() -> None:
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     os.environ["PYTHONWARNINGS"] = "ignore"
     os.execv(sys.executable, command(port, arguments))
+
+
+def _check_free(port: str) -> None:
+    with socket.socket() as asking:
+        asking.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+        try:
+            asking.bind(("127.0.0.1", int(port)))
+        except (OSError, OverflowError) as error:
+            raise PipelineError(
+                f"port {port} cannot be had ({error}): make ui PORT=5001 takes another one"
+            ) from None
 
 
 def command(port: str, arguments: list[str]) -> list[str]:

@@ -3,8 +3,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pipeline import check
+from pipeline.devices import lacks_bfloat16
 from pipeline.errors import PipelineError
 
 Project = Callable[..., Path]
@@ -68,3 +70,17 @@ def test_a_project_where_mlflow_cannot_work_is_named(
     monkeypatch.chdir(project(name="50%"))
     with pytest.raises(PipelineError, match="path holds a %"):
         check.main()
+
+
+def test_a_precision_that_trainings_will_refuse_draws_a_warning(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(project({"finetune.precision": "bfloat16"}))
+    check.main()
+    lack = lacks_bfloat16(torch.device("cpu"))
+    said = capsys.readouterr().out
+    assert said == (
+        f"warning: finetune.precision is bfloat16, but {lack}: finetune will stop there\n"
+        if lack
+        else ""
+    )

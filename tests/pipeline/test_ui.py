@@ -1,5 +1,6 @@
 """``make ui`` as its users meet it: a real server, a real browser."""
 
+import socket
 import struct
 import subprocess
 import sys
@@ -8,9 +9,12 @@ from urllib.parse import urlsplit
 
 import psutil
 import pytest
+from mlflow.tracking import MlflowClient
 
+from pipeline.errors import PipelineError
+from pipeline.mlflow_store import tracking_uri
 from pipeline.settings import Settings
-from pipeline.ui import SETTINGS, address, command, links
+from pipeline.ui import SETTINGS, address, command, links, main
 from tests.browser import chromium
 from tests.child_processes import ROOT, environment
 from tests.lab_book import PICTURES, look, user_interface
@@ -81,3 +85,20 @@ def test_without_a_port_its_usage_is_shown(arguments: list[str], migrated_databa
     said = ui(f"sqlite:///{migrated_database}", *arguments)
     assert said.startswith("\nerror: usage: python -m pipeline.ui PORT")
     assert said.endswith(f"got {arguments[0] if arguments else 'nothing'}\n")
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_port_that_cannot_be_had_is_told_before_any_link(
+    tracking_store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    taken: bool,
+) -> None:
+    MlflowClient(tracking_uri()).create_experiment("gaitgl")
+    monkeypatch.chdir(ROOT)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1] if taken else 99_999
+        monkeypatch.setattr(sys, "argv", ["ui", str(port)])
+        with pytest.raises(PipelineError, match=f"port {port} cannot be had .*PORT=5001"):
+            main()
+    assert "http" not in capsys.readouterr().out

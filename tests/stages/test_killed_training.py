@@ -15,6 +15,8 @@ import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 
+from gaitgl.model import GaitGL
+from pipeline.checkpoints import load_weights, read_checkpoint, save_checkpoint
 from pipeline.layouts.casia_e_release import CasiaERelease
 from pipeline.layouts.oumvlp_release import OumvlpRelease
 from pipeline.protocols import write_protocols
@@ -301,18 +303,19 @@ def test_several_processes_stop_with_dvc_at_the_same_step(
     assert f"stopped: pretrain after step {state_step(project)} by SIGTERM" in log.read_text()
 
 
+def two_nodes() -> dict[str, str]:
+    """What torchrun wants to know on each of two machines."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    return {"PET_NNODES": "2", "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(port)}
+
+
 def test_two_machines_train_as_one_and_notice_that_they_differ(
     new_project: Callable[..., Project], whole: Project, tmp_path: Path
 ) -> None:
     for changes in ({}, {"seed": 1}):
         first, second = new_project(), new_project(**changes)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        torchrun = {
-            "PET_NNODES": "2",
-            "PET_MASTER_ADDR": "127.0.0.1",
-            "PET_MASTER_PORT": str(port),
-        }
+        torchrun = two_nodes()
         log = tmp_path / "log"
         process = second.start(*TRAIN, log=log, **torchrun, PET_NODE_RANK="1")
         done = first.run(*REPRO, check=False, **torchrun, PET_NODE_RANK="0")
@@ -324,6 +327,25 @@ def test_two_machines_train_as_one_and_notice_that_they_differ(
         else:
             expected = [value for _, value in curves(whole)["loss"]][:10]
             assert losses(first)[:10] == pytest.approx(expected, rel=1e-5)
+
+
+def test_two_machines_embed_with_one_checkpoint_alone(
+    new_project: Callable[..., Project], whole: Project, tmp_path: Path
+) -> None:
+    first, second = new_project(), new_project()
+    for project in (first, second):
+        shutil.copytree(whole.folder / "models", project.folder / "models")
+    path = second.folder / "models/pretrain/checkpoint.safetensors"
+    config, weights, info = read_checkpoint(path)
+    model = GaitGL(config)
+    load_weights(model, weights, path)
+    save_checkpoint(path, model, config, {**info, "p": 1.0})
+    embed, torchrun, log = ("python", "-m", "stages.embed", "oumvlp"), two_nodes(), tmp_path / "log"
+    process = second.start(*embed, log=log, **torchrun, PET_NODE_RANK="1")
+    done = first.run(*embed, check=False, **torchrun, PET_NODE_RANK="0")
+    assert (done.returncode, process.wait(DEADLINE_S)) == (1, 1), log.read_text()
+    assert "[1] of 2 have another checkpoint" in done.stderr
+    assert not (first.folder / "embeddings" / "oumvlp.arrow").exists()
 
 
 def test_embeddings_of_several_processes_are_those_of_one(
