@@ -289,6 +289,23 @@ def test_a_process_that_dies_takes_the_others_down_and_the_next_start_goes_on(
     assert [step for step, _ in curves(project)["loss"]] == list(range(1, STEPS + 1))
 
 
+def test_a_setting_changed_meanwhile_is_not_noted_for_the_result(
+    new_project: Callable[..., Project], whole: Project, tmp_path: Path
+) -> None:
+    project = new_project()
+    params = (project.folder / "params.yaml").read_text()
+    log = tmp_path / "log"
+    process = project.start(*REPRO, log=log)
+    until(project, process, 5, log)
+    project.change(pretrain__lr=0.123)
+    assert process.wait(DEADLINE_S) != 0
+    assert "pretrain.lr: 0.0015 when it started, 0.123 now" in log.read_text()
+    assert not (project.folder / "dvc.lock").exists()
+    (project.folder / "params.yaml").write_text(params)
+    project.run(*REPRO)  # takes the result over
+    assert_same(project, whole)
+
+
 def test_several_processes_stop_with_dvc_at_the_same_step(
     new_project: Callable[..., Project], tmp_path: Path
 ) -> None:
