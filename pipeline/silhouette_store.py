@@ -46,7 +46,7 @@ INDEX = pa.schema(
         ("n_frames", pa.int32()),
         ("shard", pa.string()),
         ("row", pa.int32()),
-        ("crc32", pa.int64()),  # of the blob's content; makes the index a digest of them
+        ("crc32", pa.int64()),  # of the blob's content; makes the index a digest of all frames
     ],
     metadata={"gaitgl": "silhouette index", **_METADATA},
 )
@@ -96,6 +96,8 @@ class SilhouetteStore:
         self._shard_numbers, self._shard_names = pd.factorize(self.index["shard"])
         self._rows = self.index["row"].to_numpy()
         self._lengths = self.index["n_frames"].to_numpy()
+        self._checksums = self.index["crc32"].to_numpy()
+        self._checked = np.zeros(len(self.index), np.bool_)
 
     def digest(self) -> str:
         """Fingerprint of all keys, splits and frames."""
@@ -111,12 +113,18 @@ class SilhouetteStore:
         try:
             content = _CODEC.decompress(blob, n_frames * HEIGHT * WIDTH)
         except OSError as error:
-            key = "/".join(self.index[name].iloc[number] for name in KEY)
-            path = self.folder / self._shard_names[self._shard_numbers[number]]
-            raise PipelineError(
-                f"{path}: the silhouettes of {key} are damaged ({error}); {_ANEW}"
-            ) from None
+            raise self._damage(number, str(error)) from None
+        # once: each time would take a quarter of a training batch's time
+        if not self._checked[number]:
+            if zlib.crc32(content) != self._checksums[number]:
+                raise self._damage(number, "other pixels than were written")
+            self._checked[number] = True
         return np.frombuffer(content, np.uint8).reshape(n_frames, WIDTH, HEIGHT).mT  # [t, h, w]
+
+    def _damage(self, number: int, what: str) -> PipelineError:
+        key = "/".join(self.index[name].iloc[number] for name in KEY)
+        path = self.folder / self._shard_names[self._shard_numbers[number]]
+        return PipelineError(f"{path}: the silhouettes of {key} are damaged ({what}); {_ANEW}")
 
     def _shard(self, number: int) -> pa.BinaryArray:
         if number not in self._blobs:
