@@ -4,6 +4,7 @@
 pixels are copied.
 """
 
+import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
+from pipeline.errors import PipelineError
 from pipeline.files import write_json
 from pipeline.tables import KEY, read_table, write_table
 
@@ -96,6 +98,18 @@ def read_sequences(folder: Path, columns: list[str] | None = None) -> pd.DataFra
 def read_refusals(folder: Path) -> pd.DataFrame:
     """What ingest or normalize refused on the way to ``folder``, sorted by container."""
     return read_table(folder / "refusals.parquet", REFUSALS)
+
+
+def read_release(folder: Path) -> Release:
+    """What ingest found as a whole."""
+    path = folder / "release.json"
+    try:
+        return Release(**json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError) as error:
+        raise PipelineError(
+            f"{path} is missing or not what this version reads ({error}): "
+            "`dvc repro -f -s ingest@<dataset>` makes it anew"
+        ) from None
 
 
 def refusal_table(dataset: str, refusals: Iterable[Refusal]) -> pd.DataFrame:

@@ -1,16 +1,14 @@
 """What a release holds and what became of it, in numbers: tables in, dictionaries out."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipeline.errors import PipelineError
+from pipeline.catalogue import Release
 from pipeline.names import printable
 from pipeline.tables import KEY
 
@@ -43,20 +41,6 @@ class Grid:
 
     kept: Cells
     """[subjects, sequences, views]: and normalize made silhouettes of it."""
-
-
-def read_release(folder: Path) -> dict[str, Any]:
-    """What ingest wrote about the release as a whole; empty where it wrote nothing."""
-    path = folder / "release.json"
-    if not path.exists():
-        return {}
-    try:
-        release: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise PipelineError(
-            f"{path} is not JSON ({error}): `dvc repro -f -s ingest@<dataset>` makes it anew"
-        ) from None
-    return release
 
 
 def grids(sequences: pd.DataFrame, index: pd.DataFrame) -> list[Grid]:
@@ -93,24 +77,24 @@ def describe(
     sequences: pd.DataFrame,
     index: pd.DataFrame,
     refusals: Mapping[str, pd.DataFrame],
-    release: Mapping[str, Any],
+    release: Release,
     grids: Iterable[Grid],
 ) -> dict[str, Any]:
     """All that the report says, fit for JSON.
 
     ``sequences``: the catalogue, ``index``: that of the silhouettes (columns: ``COLUMNS``);
-    ``refusals``: those of "ingest" and of "normalize" (columns: pipeline.catalogue.REFUSALS);
-    ``release``: release.json of the catalogue. Names that come from the release are safe to print.
+    ``refusals``: those of "ingest" and of "normalize" (columns: pipeline.catalogue.REFUSALS).
+    Names that come from the release are safe to print.
     """
     described = [_combinations(grid) for grid in grids]
     return {
         "dataset": dataset,
-        "layout": printable(str(release.get("layout", ""))),
-        "containers": release.get("containers"),
+        "layout": release.layout,
+        "containers": release.containers,
         "found": _found(sequences, index),
         "splits": _by_split(sequences, index),
-        "expected": _expected(release.get("expected", {}), sequences),
-        "accounting": _accounting(sequences, index, refusals, release.get("files_seen")),
+        "expected": _expected(release.expected, sequences),
+        "accounting": _accounting(sequences, index, refusals, release.files_seen),
         "missing": {grid["split"]: grid.pop("counts") for grid in described},
         "combinations": described,
         "lengths": _spread(index["n_frames"]),
@@ -181,24 +165,14 @@ def _spread(values: "pd.Series[int]") -> dict[str, float]:
     }
 
 
-def _expected(expected: Mapping[str, int], sequences: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """What a release of this layout has, beside what was found; None where nothing is counted."""
-    found: dict[str, int] = {
-        "subjects": sequences["subject"].nunique(),
-        "sequences": len(sequences),
-        "views": sequences["view"].nunique(),
-        "frames": int(sequences["n_frames"].sum()),
-    }
+def _expected(expected: Mapping[str, int], sequences: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """What a whole release of this layout has, beside what was found."""
+    found = {name: sequences[name[:-1]].nunique() for name in ("subjects", "views")}
     for split in ("train", "val", "test"):
         here = sequences[sequences["split"] == split]
         found[f"{split}_subjects"] = here["subject"].nunique()
-        found[f"{split}_sequences"] = len(here)
     return {
-        printable(name): {
-            "expected": number,
-            "found": found.get(name),
-            "difference": found[name] - number if name in found else None,
-        }
+        name: {"expected": number, "found": found[name], "difference": found[name] - number}
         for name, number in expected.items()
     }
 
@@ -207,25 +181,11 @@ def _accounting(
     sequences: pd.DataFrame,
     index: pd.DataFrame,
     refusals: Mapping[str, pd.DataFrame],
-    files_seen: int | None,
+    files_seen: int,
 ) -> dict[str, dict[str, Any]]:
     catalogued, kept = int(sequences["n_frames"].sum()), int(index["n_frames"].sum())
     not_listed = int(refusals["ingest"]["frames"].sum())
     refused = int(refusals["normalize"]["frames"].sum())
-    accounts: dict[str, dict[str, Any]] = {}
-    if files_seen is not None:
-        accounts["files"] = {
-            "seen": files_seen,
-            "catalogued": catalogued,
-            "refused": not_listed,
-            "holds": files_seen == catalogued + not_listed,
-        }
-    accounts["frames"] = {
-        "in": catalogued,
-        "kept": kept,
-        "refused": refused,
-        "holds": catalogued == kept + refused,
-    }
     changes = [
         sequences[[*KEY, "n_frames"]],
         index[[*KEY, "n_frames"]].assign(n_frames=-index["n_frames"]),
@@ -236,12 +196,25 @@ def _accounting(
         .drop(columns="frames"),
     ]
     left = pd.concat(changes).groupby(KEY)["n_frames"].sum()
-    accounts["sequences"] = {
-        "counted": len(left),
-        "add_up": int((left == 0).sum()),
-        "holds": bool((left == 0).all()),
+    return {
+        "files": {
+            "seen": files_seen,
+            "catalogued": catalogued,
+            "refused": not_listed,
+            "holds": files_seen == catalogued + not_listed,
+        },
+        "frames": {
+            "in": catalogued,
+            "kept": kept,
+            "refused": refused,
+            "holds": catalogued == kept + refused,
+        },
+        "sequences": {
+            "counted": len(left),
+            "add_up": int((left == 0).sum()),
+            "holds": bool((left == 0).all()),
+        },
     }
-    return accounts
 
 
 def _combinations(grid: Grid) -> dict[str, Any]:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow.parquet as pq
+import pytest
 
 from pipeline.catalogue import (
     REFUSALS,
@@ -11,10 +12,12 @@ from pipeline.catalogue import (
     Release,
     by_reason,
     read_refusals,
+    read_release,
     read_sequences,
     refusal_table,
     write_catalogue,
 )
+from pipeline.errors import PipelineError
 from pipeline.settings import Dataset
 
 RELEASE = Release("OUMVLP, release", 28, 7, {"subjects": 10_307})
@@ -44,10 +47,21 @@ def test_tables_come_back_as_they_were_and_as_the_same_bytes(
         "files_seen": 7,
         "expected": {"subjects": 10_307},
     }
+    assert read_release(tmp_path / "one") == RELEASE
     for name in ("sequences.parquet", "refusals.parquet", "release.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     for name in ("sequences.parquet", "refusals.parquet"):
         assert b"pandas" not in pq.read_schema(tmp_path / "one" / name).metadata
+
+
+@pytest.mark.parametrize("text", [None, '{"layout', '{"layout": "x"}', "[]"])
+def test_what_was_found_as_a_whole_is_made_anew_where_it_cannot_be_read(
+    tmp_path: Path, text: str | None
+) -> None:
+    if text is not None:
+        (tmp_path / "release.json").write_text(text, encoding="utf-8")
+    with pytest.raises(PipelineError, match=r"release\.json is missing or not .* -s ingest@"):
+        read_release(tmp_path)
 
 
 def test_refusals_are_sorted_whatever_order_they_came_in() -> None:

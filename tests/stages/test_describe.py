@@ -10,10 +10,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pipeline.catalogue import REFUSALS, SEQUENCES, read_refusals, refusal_table
+from pipeline.catalogue import Release, read_refusals, refusal_table, write_catalogue
 from pipeline.settings import DATASETS, Dataset
 from pipeline.silhouette_store import SilhouetteStore
-from pipeline.tables import write_table
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,8 +27,8 @@ def test_the_stage_writes_page_and_numbers_twice_alike(
     data, report = tmp_path / "data" / dataset, tmp_path / "reports" / dataset
     (data / "catalogue").mkdir(parents=True)
     sequences, store = catalogues[dataset], stores[dataset]
-    write_table(data / "catalogue" / "sequences.parquet", sequences, SEQUENCES)
-    write_table(data / "catalogue" / "refusals.parquet", refusal_table(dataset, []), REFUSALS)
+    release = Release("release", 1, int(sequences["n_frames"].sum()), {})
+    write_catalogue(data / "catalogue", sequences, refusal_table(dataset, []), release)
     shutil.copytree(store.folder, data / "silhouettes")
     written = []
     for _ in range(2):
