@@ -20,11 +20,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pipeline.errors import PipelineError
-from pipeline.files import fingerprint, sha256, write_json
-from pipeline.settings import flatten, read_yaml
+from pipeline.files import fingerprint, write_json
+from pipeline.settings import flatten
+from pipeline.stage_inputs import code_of
 from pipeline.stopping import has_ended, started_by
 
-ROOT = Path(__file__).resolve().parent.parent
 RUNS = Path("runs")
 
 STOPPING_S = 120.0
@@ -36,7 +36,7 @@ class RunFolder:
 
     def __init__(self, name: str, stage: str, identity: dict[str, Any]) -> None:
         self.name = name
-        self._identity = {**identity, "code": _code_of(stage)}
+        self._identity = {**identity, "code": code_of(stage)}
         self.key = fingerprint(self._identity)
         self.folder = RUNS / f"{name}-{self.key[:16]}"
 
@@ -83,17 +83,6 @@ def held(lock: Path, name: str, folder: Path) -> Iterator[None]:
         yield
     finally:
         file.release()
-
-
-def _code_of(stage: str) -> dict[str, str]:
-    """Digests of the code that DVC reruns the stage for: what it finds changed is not resumed."""
-    described = read_yaml(ROOT / "dvc.yaml")["stages"][stage]
-    deps = described.get("do", described)["deps"]  # one for each dataset are described under `do`
-    code = [path for path in deps if path.endswith(".py")]
-    for package in (path for path in deps if (ROOT / path / "__init__.py").exists()):
-        files = sorted((ROOT / package).rglob("*.py"))
-        code += [path.relative_to(ROOT).as_posix() for path in files]
-    return {path: sha256(ROOT / path) for path in code}
 
 
 def _holder(path: Path) -> str:

@@ -305,26 +305,6 @@ class Settings(Section):
             raise PipelineError(f"{path} has {len(problems)} problem(s):\n{lines}")
         return settings
 
-    def check_unchanged(self, *keys: str) -> None:
-        """PipelineError where params.yaml says something else now for these sections or leaves.
-
-        DVC reads the file again when a stage has ended, and would note the new values beside a
-        result of the old ones. ``keys`` are the stage's ``params`` in dvc.yaml.
-        """
-        was, now = self.flat(), Settings.load().flat()
-        changed = [
-            f"{name}: {value} when it started, {now[name]} now"
-            for name, value in was.items()
-            if now[name] != value and any(f"{name}.".startswith(f"{key}.") for key in keys)
-        ]
-        if changed:
-            lines = "\n".join(f"  {line}" for line in changed)
-            raise PipelineError(
-                f"{PARAMS_FILE} was changed while the stage ran:\n{lines}\n"
-                "DVC would take its result for one of the new values: start again. (A training is "
-                "taken over as it is once the old values are back.)"
-            )
-
     def flat(self) -> dict[str, str | int | float]:
         """Every leaf under its full key, lists as text: what a run of MLflow shows."""
         return flatten(self.model_dump())

@@ -20,10 +20,12 @@ from pipeline.files import fingerprint, sha256
 from pipeline.protocols import compared_by_any, read_protocols
 from pipeline.settings import TRAINED_BY, Settings
 from pipeline.silhouette_store import SilhouetteStore
+from pipeline.stage_inputs import StageInputs
 
 
 def main() -> None:
     dataset = dataset_argument()
+    inputs = StageInputs("embed", dataset)
     settings = Settings.load()
     spread(settings.runtime.processes)
     stage = TRAINED_BY[dataset]
@@ -38,8 +40,8 @@ def main() -> None:
     device = choose_device(settings.runtime.device)
     with joined(device) as world:
         precision = precision_here(device, info["training"]["precision"])
-        inputs = [sha256(checkpoint), store.digest(), numbers.tolist(), precision]
-        if unlike := world.unlike_leader(fingerprint(inputs)):
+        alike = [sha256(checkpoint), store.digest(), numbers.tolist(), precision]
+        if unlike := world.unlike_leader(fingerprint(alike)):
             raise PipelineError(
                 f"the processes {unlike} of {world.size} have another checkpoint, silhouettes, "
                 f"protocol or precision ({precision} in process 0): give every machine the same "
@@ -58,6 +60,7 @@ def main() -> None:
                     "silhouettes": store.digest(),
                 },
             )
+    inputs.check_unchanged()
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from pipeline.report import write_report
 from pipeline.report_page import write_page
 from pipeline.settings import Settings, flatten
 from pipeline.silhouette_store import SilhouetteStore
+from pipeline.stage_inputs import StageInputs
 from pipeline.tables import KEY
 from pipeline.tracking import code_commit
 from pipeline.training_record import training_records
@@ -34,6 +35,7 @@ from pipeline.training_record import training_records
 def main() -> None:
     began_at = time.monotonic()
     dataset = dataset_argument()
+    inputs = StageInputs("evaluate", dataset)
     settings = Settings.load()
     catalogue = Path("data", dataset, "catalogue")
     offered = read_protocols(catalogue)
@@ -89,13 +91,7 @@ def main() -> None:
         metrics = write_report(folder, evaluation, protocols, histories, submission.columns)
         metrics[DURATION] = time.monotonic() - began_at
         record_report(run, dataset, settings, folder, metrics)
-    settings.check_unchanged(
-        f"evaluate.protocols.{dataset}",
-        "evaluate.distance",
-        "evaluate.reranking",
-        "evaluate.cmc_ranks",
-        "evaluate.submission",
-    )
+    inputs.check_unchanged()
 
 
 if __name__ == "__main__":

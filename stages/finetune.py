@@ -14,12 +14,14 @@ from pipeline.errors import run_stage
 from pipeline.files import sha256
 from pipeline.settings import Settings
 from pipeline.silhouette_store import SilhouetteStore
+from pipeline.stage_inputs import StageInputs
 from pipeline.training_run import run_training
 
 PRETRAINED = Path("models/pretrain/checkpoint.safetensors")
 
 
 def main() -> None:
+    inputs = StageInputs("finetune")
     settings = Settings.load()
     spread(settings.runtime.processes)
     config, weights, _ = read_checkpoint(PRETRAINED)
@@ -43,7 +45,7 @@ def main() -> None:
         params=settings.flat(),
         upstream=upstream,
     )
-    settings.check_unchanged("seed", "finetune")
+    inputs.check_unchanged()
 
 
 if __name__ == "__main__":

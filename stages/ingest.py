@@ -13,10 +13,12 @@ from pipeline.files import new_folder
 from pipeline.ingestion import ingest
 from pipeline.protocols import write_protocols
 from pipeline.settings import Settings
+from pipeline.stage_inputs import StageInputs
 
 
 def main() -> None:
     dataset = dataset_argument()
+    inputs = StageInputs("ingest", dataset)
     settings = Settings.load()
     catalogue = ingest(
         dataset,
@@ -28,7 +30,7 @@ def main() -> None:
     with new_folder(Path("data", dataset, "catalogue")) as folder:
         write_catalogue(folder, catalogue.sequences, catalogue.refusals, catalogue.release)
         write_protocols(folder, catalogue.protocols)
-    settings.check_unchanged(f"data.{dataset}", "ingest")
+    inputs.check_unchanged()
 
 
 if __name__ == "__main__":

@@ -16,11 +16,13 @@ from pipeline.files import new_folder, sha256
 from pipeline.normalizing import normalize, release_state
 from pipeline.run_folder import RUNS, RunFolder, held
 from pipeline.settings import Settings
+from pipeline.stage_inputs import StageInputs
 from pipeline.stopping import exits_at_signals
 
 
 def main() -> None:
     dataset = dataset_argument()
+    inputs = StageInputs("normalize", dataset)
     settings = Settings.load()
     root = Path(settings.data[dataset].root)
     catalogue = Path("data", dataset, "catalogue")
@@ -61,7 +63,7 @@ def main() -> None:
             )
         # a machine of a cluster that was thought dead may still write there
         shutil.rmtree(unfinished.folder, ignore_errors=True)
-    settings.check_unchanged(f"data.{dataset}.root", "ingest", "normalize")
+    inputs.check_unchanged()
 
 
 if __name__ == "__main__":

@@ -9,10 +9,12 @@ from pipeline.distributed import spread
 from pipeline.errors import run_stage
 from pipeline.settings import Settings
 from pipeline.silhouette_store import SilhouetteStore
+from pipeline.stage_inputs import StageInputs
 from pipeline.training_run import run_training
 
 
 def main() -> None:
+    inputs = StageInputs("pretrain")
     settings = Settings.load()
     spread(settings.runtime.processes)
     config = GaitGLConfig(**settings.model.model_dump())
@@ -31,7 +33,7 @@ def main() -> None:
         params=settings.flat(),
         upstream={},
     )
-    settings.check_unchanged("seed", "model", "pretrain")
+    inputs.check_unchanged()
 
 
 if __name__ == "__main__":

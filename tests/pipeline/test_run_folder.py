@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline import run_folder
+from pipeline import stage_inputs
 from pipeline.errors import PipelineError
 from pipeline.run_folder import RunFolder, held
 
@@ -30,13 +30,13 @@ def test_the_key_covers_the_identity_and_the_code_that_dvc_names(
     assert folder().folder == first.folder
     assert folder(min_frames=6).folder != first.folder
     root = tmp_path / "changed"
-    stage = yaml.safe_load((run_folder.ROOT / "dvc.yaml").read_text())["stages"]["normalize"]
+    stage = yaml.safe_load((stage_inputs.ROOT / "dvc.yaml").read_text())["stages"]["normalize"]
     code = [path for path in stage["do"]["deps"] if path.endswith(".py")]
     assert "pipeline/normalizing.py" in code
     for name in ("dvc.yaml", *code):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes((run_folder.ROOT / name).read_bytes())
-    monkeypatch.setattr(run_folder, "ROOT", root)
+        (root / name).write_bytes((stage_inputs.ROOT / name).read_bytes())
+    monkeypatch.setattr(stage_inputs, "ROOT", root)
     assert folder().folder == first.folder
     with (root / "gaitgl" / "silhouettes.py").open("a") as file:
         file.write("\n")

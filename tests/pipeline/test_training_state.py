@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline import run_folder
+from pipeline import stage_inputs
 from pipeline.errors import PipelineError
 from pipeline.training_state import TrainingState
 from tests.child_processes import STARTER, child, environment, python
@@ -278,11 +278,11 @@ def test_other_code_has_another_folder(
     root = tmp_path / "changed"
     for name in ("dvc.yaml", *(json.loads((state.folder / "what.json").read_text())["code"])):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes((run_folder.ROOT / name).read_bytes())
+        (root / name).write_bytes((stage_inputs.ROOT / name).read_bytes())
     with (root / "gaitgl" / "losses.py").open("a") as file:
         file.write("\n")
     (root / "pipeline" / "progress.py").write_text("not what DVC reruns the stage for")
-    monkeypatch.setattr(run_folder, "ROOT", root)
+    monkeypatch.setattr(stage_inputs, "ROOT", root)
     changed = TrainingState("pretrain", IDENTITY)
     with changed.locked():
         assert changed.load() is None

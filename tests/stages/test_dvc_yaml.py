@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from dvc.repo import Repo
 
 from pipeline.evaluation_run import NEVER_BEHIND
@@ -30,6 +29,7 @@ PLUMBING = {
     "pipeline/run_folder.py",
     "pipeline/run_record.py",
     "pipeline/settings.py",
+    "pipeline/stage_inputs.py",
     "pipeline/stopping.py",
     "pipeline/sync_runs.py",
     "pipeline/tracking.py",
@@ -234,15 +234,12 @@ def test_every_command_runs_a_stage_as_a_module(stages: dict[str, Any]) -> None:
         assert stage.cmd.startswith("python -m stages.")
 
 
-@pytest.mark.parametrize("stage", ["ingest", "normalize", "pretrain", "finetune", "evaluate"])
-def test_each_stage_checks_the_settings_that_dvc_will_note_for_it(stage: str) -> None:
-    declared = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"][stage]
-    params = {
-        name.replace("${key}", "{dataset}") for name in declared.get("do", declared)["params"]
-    }
-    (checked,) = [
-        node.args
-        for node in ast.walk(ast.parse((ROOT / f"stages/{stage}.py").read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "check_unchanged"
-    ]
-    assert {ast.unparse(key).lstrip("f").strip("'") for key in checked} == params
+def test_each_stage_checks_at_its_end_what_dvc_will_note_for_it(stages: dict[str, Any]) -> None:
+    for name, stage in stages.items():
+        step, _, dataset = name.partition("@")
+        tree = ast.parse(_file(stage).read_text(encoding="utf-8"))
+        (main,) = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "main"]
+        arguments = f"'{step}', dataset" if dataset else f"'{step}'"
+        lines = [ast.unparse(statement) for statement in main.body]
+        assert f"inputs = StageInputs({arguments})" in lines, name
+        assert lines[-1] == "inputs.check_unchanged()", name

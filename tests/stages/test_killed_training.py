@@ -289,19 +289,25 @@ def test_a_process_that_dies_takes_the_others_down_and_the_next_start_goes_on(
     assert [step for step, _ in curves(project)["loss"]] == list(range(1, STEPS + 1))
 
 
-def test_a_setting_changed_meanwhile_is_not_noted_for_the_result(
+def test_settings_and_code_changed_meanwhile_are_not_noted_for_the_result(
     new_project: Callable[..., Project], whole: Project, tmp_path: Path
 ) -> None:
     project = new_project()
-    params = (project.folder / "params.yaml").read_text()
     log = tmp_path / "log"
     process = project.start(*REPRO, log=log)
     until(project, process, 5, log)
+    changed = [project.folder / name for name in ("params.yaml", "gaitgl/losses.py")]
+    before = [path.read_text() for path in changed]
     project.change(pretrain__lr=0.123)
+    with changed[1].open("a") as file:
+        file.write("# another loss\n")
     assert process.wait(DEADLINE_S) != 0
-    assert "pretrain.lr: 0.0015 when it started, 0.123 now" in log.read_text()
+    told = log.read_text()
+    assert "pretrain.lr was 0.0015 when it started, is 0.123 now" in told
+    assert "gaitgl/losses.py: other code than when it started" in told
     assert not (project.folder / "dvc.lock").exists()
-    (project.folder / "params.yaml").write_text(params)
+    for path, text in zip(changed, before, strict=True):
+        path.write_text(text)
     project.run(*REPRO)  # takes the result over
     assert_same(project, whole)
 
