@@ -87,7 +87,7 @@ def run_training(
         _check_precision(stage, training, device)
         _check_alike(world, state, training, runtime)
         _check_memory(stage, training, config, device, world)
-        batches = _batches(store, training, seed, world, device)
+        batches = _batches(stage, store, training, seed, world, device)
         validation = _validation(store, catalogue, training)
         optimizer = new_optimizer(place(model, device))
         loop = _Loop(
@@ -178,7 +178,12 @@ def _check_memory(
 
 
 def _batches(
-    store: SilhouetteStore, training: Training, seed: int, world: World, device: torch.device
+    stage: str,
+    store: SilhouetteStore,
+    training: Training,
+    seed: int,
+    world: World,
+    device: torch.device,
 ) -> TrainingBatches:
     try:
         return TrainingBatches(
@@ -192,7 +197,10 @@ def _batches(
             pinned=device.type == "cuda",
         )
     except ValueError as error:
-        raise PipelineError(f"training cannot start: {error}") from None
+        kept_out = training.validation_subjects
+        raise PipelineError(
+            f"{stage} cannot start: {error}; {stage}.validation_subjects keeps {kept_out} out of it"
+        ) from None
 
 
 def _validation(store: SilhouetteStore, catalogue: Path, training: Training) -> Validation | None:

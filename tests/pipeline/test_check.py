@@ -2,12 +2,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
 from pipeline import check
+from pipeline.catalogue import SEQUENCES
 from pipeline.devices import lacks_bfloat16
 from pipeline.errors import PipelineError
+from pipeline.settings import Dataset
+from pipeline.tables import write_table
 
 Project = Callable[..., Path]
 
@@ -87,3 +91,31 @@ def test_a_precision_that_trainings_will_refuse_draws_a_warning(
         if lack
         else ""
     )
+
+
+def test_too_few_subjects_draw_a_warning_once_they_are_known(
+    project: Project,
+    catalogues: dict[Dataset, pd.DataFrame],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """6 + 1 subjects of CASIA-E: with three kept out, one is the validation split's own."""
+    settings = {"finetune.validation_subjects": 3, "finetune.subjects_per_batch": 5}
+    monkeypatch.chdir(project(settings))
+    catalogue = Path("data/casia_e/catalogue")
+    made = Path("data").absolute()
+    catalogue.mkdir(parents=True)
+    check.main()
+    assert capsys.readouterr().out == ""
+    (catalogue / "sequences.parquet").write_bytes(b"torn")
+    check.main()
+    assert capsys.readouterr().out == ""
+    write_table(catalogue / "sequences.parquet", catalogues["casia_e"], SEQUENCES)
+    check.main()
+    said = capsys.readouterr().out
+    assert said.startswith("warning: finetune.subjects_per_batch is 5, but data/casia_e/catalogue")
+    assert "has 4 subjects to train on (2 more are kept out" in said
+    monkeypatch.chdir(project({**settings, "finetune.subjects_per_batch": 4}, "enough"))
+    Path("data").symlink_to(made)
+    check.main()
+    assert capsys.readouterr().out == ""
