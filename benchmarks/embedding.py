@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from benchmarks.plain_network import PlainGaitGL, plain_embed
-from benchmarks.silhouettes import write_store
+from benchmarks.silhouettes import write_drawn
 from benchmarks.timing import Row, compared, interleaved, table
 from benchmarks.training_step import CHANNELS, QUICK_CHANNELS, forward_flops, product_flops
 from gaitgl.model import GaitGL, GaitGLConfig
@@ -35,7 +35,7 @@ def rows(quick: bool) -> list[Row]:
     random = np.random.default_rng(0)
     lengths = random.permutation(np.repeat(np.arange(18, most + 1), each))
     with tempfile.TemporaryDirectory() as folder:
-        store = write_store(Path(folder, "store"), lengths, len(lengths), random)
+        store = write_drawn(Path(folder, "store"), lengths, len(lengths), random)
         repeats = 1 if quick else 3
         return _compare(store, QUICK_CHANNELS if quick else CHANNELS, device, repeats)
 

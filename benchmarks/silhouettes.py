@@ -12,6 +12,7 @@ from pipeline.silhouette_store import (
     INDEX,
     WIDTH,
     SilhouetteStore,
+    StoredSequence,
     compress,
     write_shard,
 )
@@ -30,28 +31,34 @@ def drawn(frames: int, random: np.random.Generator) -> npt.NDArray[np.uint8]:
     return np.where(off < width, 255, 0).astype(np.uint8)
 
 
-def write_store(
+def write_drawn(
     folder: Path, lengths: npt.NDArray[np.int64], subjects: int, random: np.random.Generator
 ) -> SilhouetteStore:
-    """A real store of training sequences with these numbers of frames, dealt out to subjects."""
+    """A store of drawn sequences with these numbers of frames, dealt out to subjects."""
+    return write_store(
+        folder,
+        [
+            compress(f"{i % subjects:05}", f"{i // subjects:02}", "000", drawn(int(length), random))
+            for i, length in enumerate(lengths)
+        ],
+    )
+
+
+def write_store(folder: Path, rows: list[StoredSequence]) -> SilhouetteStore:
+    """A real store of these sequences, all of them for training, in a new folder."""
     folder.mkdir(parents=True)
-    rows = [
-        compress(f"{i % subjects:05}", f"{i // subjects:02}", "000", drawn(int(length), random))
-        for i, length in enumerate(lengths)
-    ]
-    rows.sort(key=lambda row: (row.subject, row.sequence, row.view))
-    write_shard(folder / "drawn.arrow", rows)
+    write_shard(folder / "shard-00000.arrow", rows)
     index = pd.DataFrame(
         [
             {
                 "dataset": "oumvlp",
                 **{name: getattr(row, name) for name in (*KEY, "n_frames", "crc32")},
                 "split": "train",
-                "shard": "drawn.arrow",
+                "shard": "shard-00000.arrow",
                 "row": number,
             }
             for number, row in enumerate(rows)
         ]
     )
-    write_table(folder / "index.parquet", index, INDEX)
+    write_table(folder / "index.parquet", index.sort_values(KEY, ignore_index=True), INDEX)
     return SilhouetteStore(folder)

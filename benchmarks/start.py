@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from benchmarks.silhouettes import write_store
+from benchmarks.silhouettes import write_drawn
 from benchmarks.timing import Row, number, table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -99,7 +99,7 @@ def _make_project(folder: Path) -> None:
     subjects += settings["pretrain"]["validation_subjects"]
     random = np.random.default_rng(0)
     lengths = random.integers(18, 41, 8 * subjects)
-    write_store(folder / "data/oumvlp/silhouettes", lengths, subjects, random)
+    write_drawn(folder / "data/oumvlp/silhouettes", lengths, subjects, random)
 
 
 if __name__ == "__main__":

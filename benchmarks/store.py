@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from benchmarks import plain_data
 from benchmarks.fresh_process import CAN_MEASURE, anonymous_bytes, in_fresh_process
 from benchmarks.timing import Row, compared, interleaved, table
-from benchmarks.walkers import write_store
+from benchmarks.walkers import write_walks
 from pipeline.batches import TrainingBatches
 from pipeline.processes import worker_count
 from pipeline.silhouette_store import INDEX, SilhouetteStore
@@ -75,10 +75,8 @@ def _open_store(folder: Path, quick: bool) -> tuple[SilhouetteStore, str]:
         store = SilhouetteStore(PIPELINES)
         what = str(PIPELINES)
     else:
-        folder.mkdir()
         views = ["000", "090"] if quick else ["000", "030", "060", "090"]
-        write_store(folder, SUBJECTS, views)
-        store = SilhouetteStore(folder)
+        store = write_walks(folder, SUBJECTS, views)
         what = "walks rendered on the spot"
     lengths = store.index["n_frames"]
     return store, f"{what}, {len(lengths)} sequences of {lengths.mean():.1f} frames"

@@ -7,13 +7,12 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pandas as pd
 import yaml
 from numpy.typing import NDArray
 
+from benchmarks.silhouettes import write_store
 from gaitgl.silhouettes import normalize_sequence
-from pipeline.silhouette_store import INDEX, compress, write_shard
-from pipeline.tables import KEY, write_table
+from pipeline.silhouette_store import SilhouetteStore, compress
 from synthetic.settings import Settings
 from synthetic.walks import render_sequence
 
@@ -37,28 +36,13 @@ def png_frames(count: int, small: bool = False) -> list[bytes]:
     raise AssertionError("unreachable: every walk has a frame")
 
 
-def write_store(folder: Path, subjects: int, views: list[str], most_frames: int = 24) -> None:
-    """A silhouette store of rendered walks, all of them for training; ``folder`` must exist."""
+def write_walks(
+    folder: Path, subjects: int, views: list[str], most_frames: int = 24
+) -> SilhouetteStore:
+    """A store of rendered walks, in a new folder."""
     recording = {"fewest_frames": min(16, most_frames), "most_frames": most_frames}
-    rows = [
-        compress(*key, silhouettes)
-        for key, silhouettes in _walks(_settings(recording=recording), subjects, views)
-    ]
-    write_shard(folder / "shard-00000.arrow", rows)
-    index = pd.DataFrame(
-        {
-            "dataset": "oumvlp",
-            "subject": [row.subject for row in rows],
-            "sequence": [row.sequence for row in rows],
-            "view": [row.view for row in rows],
-            "split": "train",
-            "n_frames": [row.n_frames for row in rows],
-            "shard": "shard-00000.arrow",
-            "row": range(len(rows)),
-            "crc32": [row.crc32 for row in rows],
-        }
-    )
-    write_table(folder / "index.parquet", index.sort_values(KEY, ignore_index=True), INDEX)
+    walks = _walks(_settings(recording=recording), subjects, views)
+    return write_store(folder, [compress(*key, silhouettes) for key, silhouettes in walks])
 
 
 def _walks(

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from pipeline.embedding_map import EmbeddingMap
 from pipeline.names import label
 from pipeline.pictures import png_of
 
@@ -179,17 +180,11 @@ def p_curve(history: pd.DataFrame, title: str) -> bytes:
     return png_of(figure)
 
 
-def embedding_map(
-    points: Table,
-    subjects: Sequence[str],
-    roles: Sequence[str],
-    others: Table,
-    others_name: str,
-    axis_names: tuple[str, str],
-) -> bytes:
-    """Points [n, 2] with a colour for each subject and a marker for each role; ``others`` [m, 2]
-    lie behind them in grey."""
-    colours = dict(zip(dict.fromkeys(subjects), cycle(_SUBJECT_COLOURS), strict=False))
+def embedding_map(plane: EmbeddingMap) -> bytes:
+    """Its points with a colour for each subject and a marker for each role; behind them, in grey,
+    the others."""
+    points, others, roles = plane.points, plane.others, plane.roles
+    colours = dict(zip(dict.fromkeys(plane.subjects), cycle(_SUBJECT_COLOURS), strict=False))
     markers = dict(zip(dict.fromkeys(roles), cycle(MARKERS), strict=False))
     who = [
         Line2D([], [], linestyle="", marker="o", color=colour, label=f"subject {label(subject)}")
@@ -199,7 +194,7 @@ def embedding_map(
         Line2D([], [], linestyle="", marker=marker, color="0.3", label=label(role))
         for role, marker in markers.items()
     ]
-    rest = [Line2D([], [], linestyle="", marker=".", color="0.75", label=others_name)]
+    rest = [Line2D([], [], linestyle="", marker=".", color="0.75", label=plane.others_name)]
     handles = [*how, *who, *(rest if len(others) else [])]
     # below the plot, for beside it a phone has no room; a letter is about 0.067 inches wide
     longest = max(len(str(handle.get_label())) for handle in handles)
@@ -214,12 +209,12 @@ def embedding_map(
             points[rows, 0],
             points[rows, 1],
             s=26,
-            c=[colours[subjects[i]] for i in rows],
+            c=[colours[plane.subjects[i]] for i in rows],
             marker=marker,
             edgecolors="white",
             linewidths=0.4,
         )
-    axes.set(xlabel=axis_names[0], ylabel=axis_names[1])
+    axes.set(xlabel=plane.axes[0], ylabel=plane.axes[1])
     axes.spines[["top", "right"]].set_visible(False)
     legend = figure.legend(
         handles=handles, loc="outside lower center", ncols=across, fontsize=8, handlelength=1

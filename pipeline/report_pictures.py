@@ -64,14 +64,7 @@ def report_figures(
     if len(embeddings.points):
         shown = len(set(embeddings.subjects))
         drawn["embeddings"] = drawing(
-            figures.embedding_map(
-                embeddings.points,
-                embeddings.subjects,
-                embeddings.roles,
-                embeddings.others,
-                embeddings.others_name,
-                embeddings.axes,
-            ),
+            figures.embedding_map(embeddings),
             f"Embeddings of {len(embeddings.points)} sequences of {shown} subjects on a plane "
             f"({embeddings.method}), a colour for each subject; {len(embeddings.others)} in grey: "
             f"{embeddings.others_name}",

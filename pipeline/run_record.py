@@ -166,9 +166,9 @@ class Record:
         self.tags = {**self.tags, **tags}
         write_json(self.folder / "tags.json", self.tags)
 
-    def add_artifact(self, path: Path, folder: str | None = None) -> None:
+    def add_artifact(self, path: Path) -> None:
         """Copy a file, or a folder with all that is in it."""
-        copied = self._copied(path, Path(folder or "", path.name))
+        copied = self._copied(path, path.name)
         self._artifact += 1
         numbered = self.folder / "artifacts" / f"{self._artifact:06d}"
         numbered.parent.mkdir(exist_ok=True)
@@ -176,17 +176,17 @@ class Record:
 
     def add_model(self, folder: Path) -> None:
         """Copy the folder of a model, in the place of one added before."""
-        copied = self._copied(folder, Path("model"))
+        copied = self._copied(folder, "model")
         shutil.rmtree(self.folder / "model", ignore_errors=True)
         (copied / "model").rename(self.folder / "model")
         copied.rmdir()
 
-    def _copied(self, path: Path, name: Path) -> Path:
+    def _copied(self, path: Path, name: str) -> Path:
         """A new folder of the record with a copy of ``path`` in it, as ``name``, on the disk."""
         copying = self.folder / "copying"
         shutil.rmtree(copying, ignore_errors=True)  # of a process that was killed
         target = copying / name
-        target.parent.mkdir(parents=True)
+        copying.mkdir()
         if path.is_dir():
             shutil.copytree(path, target)
         else:

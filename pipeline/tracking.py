@@ -163,9 +163,9 @@ class TrackedRun:
         """Set a tag of the run."""
         self._record.tag({name: value})
 
-    def artifact(self, path: Path, folder: str | None = None) -> None:
+    def artifact(self, path: Path) -> None:
         """Copy a file, or a folder with all that is in it, to the run's artifacts."""
-        self._record.add_artifact(path, folder)
+        self._record.add_artifact(path)
 
     def model(self, checkpoint: Path) -> None:
         """Log a checkpoint's network as a model, which MLflow can load and serve."""

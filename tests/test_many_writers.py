@@ -49,7 +49,7 @@ def write(writer, all_there):
         for number in range({FILES}):
             file = Path(f"{{writer}}-{{number}}.txt")
             file.write_text(f"{{writer}} {{number}}")
-            run.artifact(file, "texts")
+            run.artifact(file)
         run.made(f"digest {{writer}}")
 
 
@@ -91,10 +91,12 @@ def check_nothing_is_lost(project: Project, client: MlflowClient) -> None:
             history = client.get_metric_history(run.info.run_id, name)
             points = sorted((point.step, point.value) for point in history)
             assert points == list(enumerate(values, start=1))
-        texts = client.list_artifacts(run.info.run_id, "texts")
-        assert [file.path for file in texts] == [f"texts/{writer}-{i}.txt" for i in range(FILES)]
+        texts = client.list_artifacts(run.info.run_id)
+        assert [file.path for file in texts] == [f"{writer}-{i}.txt" for i in range(FILES)]
+        copies = project.folder / "copies"
+        copies.mkdir(exist_ok=True)
         for number, file in enumerate(texts):
-            copy = client.download_artifacts(run.info.run_id, file.path, project.folder)
+            copy = client.download_artifacts(run.info.run_id, file.path, str(copies))
             assert Path(copy).read_text(encoding="utf-8") == f"{writer} {number}"
     ids = json.loads((project.folder / "runs" / "run_ids.json").read_text(encoding="utf-8"))
     assert ids == {f"digest {run.data.tags['dataset'][-1]}": run.info.run_id for run in runs}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from benchmarks import plain_data
 from benchmarks.store import plain_draws, write_pickles
-from benchmarks.walkers import png_frames, write_store
+from benchmarks.walkers import png_frames, write_walks
 from gaitgl.retrieval import cross_view_gallery, rank_by_view
 from gaitgl.silhouettes import normalize_frame, normalize_sequence
 from pipeline.batches import TrainingBatches
@@ -36,9 +36,8 @@ def load() -> Callable[[str], dict[str, Array]]:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> SilhouetteStore:
     """Three subjects, two sequences, two views, 3 to 6 frames."""
-    folder = tmp_path_factory.mktemp("store")
-    write_store(folder, subjects=3, views=["000", "090"], most_frames=6)
-    return SilhouetteStore(folder)
+    folder = tmp_path_factory.mktemp("walks") / "store"
+    return write_walks(folder, subjects=3, views=["000", "090"], most_frames=6)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from benchmarks.plain_network import (
     plain_train_steps,
     plain_triplet_loss,
 )
-from benchmarks.silhouettes import drawn, write_store
+from benchmarks.silhouettes import drawn, write_drawn
 from gaitgl.losses import batch_all_triplet_loss
 from gaitgl.model import GaitGL, GaitGLConfig
 from pipeline.batches import TrainingBatch
@@ -92,7 +92,7 @@ def test_trainings_go_the_same_way() -> None:
 def test_embeddings_one_by_one_are_those_of_batches(tmp_path: Path) -> None:
     plain, ours = networks("branch")
     lengths = np.array([3, 5, 4, 5, 3, 5])
-    store = write_store(tmp_path / "store", lengths, 3, np.random.default_rng(0))
+    store = write_drawn(tmp_path / "store", lengths, 3, np.random.default_rng(0))
     assert sorted(store.index["n_frames"]) == sorted(lengths)
     numbers = np.arange(len(lengths))
     one_by_one = plain_embed(plain, (store.read(int(i)) for i in numbers), CPU)

@@ -8,6 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from pipeline import figures
+from pipeline.embedding_map import EmbeddingMap, Points
 from pipeline.figures import (
     COLOURS,
     cmc_curves,
@@ -51,6 +52,11 @@ def _where(pixels: npt.NDArray[np.uint8], colour: str) -> tuple[float, float, in
     )
 
 
+def _mapped(subjects: list[str], roles: list[str], others: Points) -> bytes:
+    """POINTS of these subjects on a plane."""
+    return embedding_map(EmbeddingMap(POINTS, subjects, roles, others, "others", ("1", "2"), "PCA"))
+
+
 DRAWN: dict[str, Callable[[], bytes]] = {
     "heat map": lambda: heat_map(
         np.array([[100, 50.4, np.nan], [0, 60, 70], [1, 2, 3]]), VIEWS, "OUMVLP"
@@ -59,9 +65,7 @@ DRAWN: dict[str, Callable[[], bytes]] = {
     "det": lambda: det_curves(DET, "OUMVLP"),
     "loss": lambda: loss_curve(HISTORY, "pretrain"),
     "p": lambda: p_curve(HISTORY, "pretrain"),
-    "map": lambda: embedding_map(
-        POINTS, ["a", "a", "b"], ["x", "y", "x"], POINTS, "others", ("1st", "2nd")
-    ),
+    "map": lambda: _mapped(["a", "a", "b"], ["x", "y", "x"], POINTS),
 }
 
 
@@ -137,12 +141,8 @@ def test_a_det_curve_shows_no_rate_as_the_smallest_that_there_is_a_place_for() -
 
 
 def test_subjects_have_colours_and_the_others_none() -> None:
-    alone = _pixels(
-        embedding_map(POINTS, ["a", "a", "b"], ["x"] * 3, POINTS[:0], "others", ("", ""))
-    )
-    among = _pixels(
-        embedding_map(POINTS, ["a", "a", "b"], ["x"] * 3, POINTS[[0] * 5] + 1.5, "others", ("", ""))
-    )
+    alone = _pixels(_mapped(["a", "a", "b"], ["x"] * 3, POINTS[:0]))
+    among = _pixels(_mapped(["a", "a", "b"], ["x"] * 3, POINTS[[0] * 5] + 1.5))
     for pixels in (alone, among):
         assert _where(pixels, COLOURS[0])[2] > _where(pixels, COLOURS[1])[2] > 50
         assert _where(pixels, COLOURS[2])[2] == 0
@@ -155,7 +155,7 @@ def test_names_are_drawn_as_they_are_whatever_they_hold(name: str) -> None:
     names = [name.format(i) for i in range(3)]
     for png in (
         heat_map(np.zeros((3, 3)), names, "x"),
-        embedding_map(POINTS, names, ["gallery"] * 3, POINTS, "others", ("", "")),
+        _mapped(names, ["gallery"] * 3, POINTS),
     ):
         height, width = _pixels(png).shape[:2]
         assert max(height, width) < 1_500

@@ -32,15 +32,16 @@ def offline(tracking_store: Path, monkeypatch: pytest.MonkeyPatch) -> Offline:
         folder: Path | None = None,
         fails: bool = False,
     ) -> TrackedRun:
-        figure = tracking_store / "p.png"
-        figure.write_bytes(b"picture")
+        figures = tracking_store / "figures"
+        figures.mkdir(exist_ok=True)
+        (figures / "p.png").write_bytes(b"picture")
         run = TrackedRun(stage, "oumvlp", "walks", {"seed": 0}, upstream or {}, folder=folder)
         with monkeypatch.context() as patch, suppress(ZeroDivisionError):
             patch.setenv("MLFLOW_TRACKING_URI", UNREACHABLE)
             with run:
                 for step in range(1, 1201):
                     run.log(step, {"loss": step / 8})
-                run.artifact(figure, "figures")
+                run.artifact(figures)
                 run.made(f"digest of {stage}")
                 if fails:
                     raise ZeroDivisionError

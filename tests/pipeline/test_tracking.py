@@ -43,12 +43,13 @@ def test_a_run_has_params_tags_metrics_artifacts_and_an_end(
     tracking_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DVC_STAGE", "pretrain")
-    (tmp_path / "p.png").write_bytes(b"picture")
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "p.png").write_bytes(b"picture")
     with tracked() as run:
         for step in (1, 2, 30):
             run.log(step, {"loss": 1 / step, "p": 6.5 + step})
-        run.artifact(tmp_path / "p.png")
-        run.artifact(tmp_path / "p.png", "figures")
+        run.artifact(tmp_path / "figures" / "p.png")
+        run.artifact(tmp_path / "figures")
         eventually(lambda: run.run_id)
         assert found(run).info.status == "RUNNING"
     record = found(run)
