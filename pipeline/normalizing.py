@@ -38,6 +38,7 @@ def normalize(
     min_foreground: int,
     min_frames: int,
     workers: int,
+    *,
     caps: Caps | None = None,
     max_refused_share: float = 1.0,
     shards: Path | None = None,

@@ -55,11 +55,11 @@ def main() -> None:
                 settings.normalize.min_foreground,
                 settings.normalize.min_frames,
                 settings.runtime.workers,
-                caps,
-                settings.normalize.max_refused_share,
-                unfinished.folder,
-                settings.runtime.dask_scheduler,
-                int(read_refusals(catalogue)["frames"].sum()),
+                caps=caps,
+                max_refused_share=settings.normalize.max_refused_share,
+                shards=unfinished.folder,
+                scheduler=settings.runtime.dask_scheduler,
+                refused_before=int(read_refusals(catalogue)["frames"].sum()),
             )
         # a machine of a cluster that was thought dead may still write there
         shutil.rmtree(unfinished.folder, ignore_errors=True)

@@ -54,7 +54,9 @@ def run(
         sequences, *_ = ingest("oumvlp", root, "published", workers=0)
     folder.mkdir()
     normalize(
-        "oumvlp", root, sequences, folder, 10_000, 3, workers, None, max_refused_share, shards
+        *("oumvlp", root, sequences, folder, 10_000, 3, workers),
+        max_refused_share=max_refused_share,
+        shards=shards,
     )
 
 

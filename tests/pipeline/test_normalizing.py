@@ -167,7 +167,14 @@ def test_a_picture_of_too_many_pixels_is_refused(tmp_path: Path, write_tree: Wri
     sequences, *_ = ingest("oumvlp", tmp_path / "root", "published", workers=0)
     with pytest.raises(PipelineError, match=r"16 × more pixels than ingest\.max_pixels"):
         normalize(
-            "oumvlp", tmp_path / "root", sequences, tmp_path, 10_000, 3, 0, Caps(max_pixels=7999)
+            "oumvlp",
+            tmp_path / "root",
+            sequences,
+            tmp_path,
+            10_000,
+            3,
+            0,
+            caps=Caps(max_pixels=7999),
         )
 
 

@@ -208,9 +208,9 @@ def test_finished_shards_are_not_decoded_again(
     dataset: Dataset,
 ) -> None:
     arguments = (dataset, release_roots[dataset], catalogues[dataset])
-    rules = (10_000, 3, 0, None, 1.0)
+    rules = (10_000, 3, 0)
     (tmp_path / "whole").mkdir()
-    normalize(*arguments, tmp_path / "whole", *rules, tmp_path / "all")
+    normalize(*arguments, tmp_path / "whole", *rules, shards=tmp_path / "all")
     n_frames = int(catalogues[dataset]["n_frames"].sum())
     assert len(decoded) == n_frames
     notes = sorted((tmp_path / "all").glob("shard-*.json"))
@@ -227,7 +227,7 @@ def test_finished_shards_are_not_decoded_again(
     decoded.clear()
     capsys.readouterr()
     (tmp_path / "again").mkdir()
-    normalize(*arguments, tmp_path / "again", *rules, shards)
+    normalize(*arguments, tmp_path / "again", *rules, shards=shards)
     refused = refusals_of(tmp_path / "whole")["frames"].sum()
     assert n_frames - frames - refused <= len(decoded) <= n_frames - frames < n_frames
     told = capsys.readouterr().out
@@ -311,11 +311,11 @@ def test_a_checksum_over_a_whole_archive_takes_finished_shards_back(
 ) -> None:
     root = shutil.copytree(release_roots["casia_e"], tmp_path / "root")
     table, shards = catalogues["casia_e"], tmp_path / "shards"
-    rules = (10_000, 3, 0, None, 1.0, shards)
+    rules = (10_000, 3, 0)
     inside = table[table["container"] == "val501-614.zip/501.tar"]
     if earlier:  # all of its shards but the last, which is the one that waits for the checksum
         (tmp_path / "good").mkdir()
-        normalize("casia_e", root, table, tmp_path / "good", *rules)
+        normalize("casia_e", root, table, tmp_path / "good", *rules, shards=shards)
         notes = [
             note
             for note in sorted(shards.glob("shard-*.json"))
@@ -329,7 +329,7 @@ def test_a_checksum_over_a_whole_archive_takes_finished_shards_back(
     capsys.readouterr()
     out = tmp_path / "out"
     out.mkdir()
-    normalize("casia_e", root, table, out, *rules)
+    normalize("casia_e", root, table, out, *rules, shards=shards)
     refusals = refusals_of(out)
     damage = refusals[refusals["reason"] == DAMAGED]
     assert set(damage["container"]) == {"val501-614.zip/501.tar"}
@@ -362,7 +362,7 @@ def test_a_kill_leaves_no_shard_that_was_taken_back(
     monkeypatch.setattr(normalizing_task, "_make_shards", dying)
     shards = tmp_path / "shards"
     with pytest.raises(Killed):
-        normalize("casia_e", root, catalogues["casia_e"], tmp_path, 10_000, 3, 0, None, 1.0, shards)
+        normalize("casia_e", root, catalogues["casia_e"], tmp_path, 10_000, 3, 0, shards=shards)
     assert not [note for note in shards.glob("shard-*.json") if '"501"' in note.read_text()]
 
 
