@@ -48,6 +48,8 @@ RUN_IDS = ROOT / "runs" / "run_ids.json"
 BATCH = 1000  # metrics in one call, MLflow's limit
 PARAMS_BATCH = 100
 SQLITE = "sqlite:///"
+DATABASES = ("postgresql", "mysql", "mssql")
+"""MLflow's others, which are servers."""
 TOKEN_TAG = "record"
 """By this tag a run is found whose making the store has not confirmed."""
 OUTPUT_TAG = "output_digest"
@@ -85,6 +87,11 @@ def open_store(uri: str) -> Any:
 
     for name in ("mlflow", "alembic"):  # the import has set them to tell of every migration
         logging.getLogger(name).setLevel(logging.WARNING)
+    if uri.startswith(DATABASES):
+        import sqlalchemy
+
+        # one that does not answer says so at once; MLflow would ask again for two minutes
+        sqlalchemy.create_engine(uri).connect().close()
     if not uri.startswith(SQLITE):
         return MlflowClient(uri)
     # whoever opens a new file first fills it with tables, and two at once leave it unusable
@@ -111,6 +118,7 @@ def store_errors() -> tuple[type[Exception], ...]:
         requests.RequestException,
         json.JSONDecodeError,  # a login page in place of an answer
         OSError,
+        ModuleNotFoundError,  # the database's driver is not installed
     )
 
 

@@ -13,13 +13,13 @@ import sys
 from typing import Any
 
 from pipeline.errors import PipelineError, run_stage
-from pipeline.mlflow_store import open_store, reason, store_errors, tracking_uri
+from pipeline.mlflow_store import open_store, reason, refused, store_errors, tracking_uri
 from pipeline.settings import Settings
 
 VIEW_TAG = "mlflow.sharedViewState."
 
 RESULTS = (
-    *("rank1", "NM_rank1", "BG_rank1", "CL_rank1", "p_pretrain", "p_finetune"),
+    *("headline_rank1", "rank1", "NM_rank1", "BG_rank1", "CL_rank1", "p_pretrain", "p_finetune"),
     *("duration_s_pretrain", "duration_s_finetune"),
 )
 """Metrics of evaluation runs that have a column; a run shows those it has."""
@@ -40,8 +40,9 @@ def main() -> None:
     try:
         experiment_id = put_views(open_store(uri), name)
     except store_errors() as error:
+        does = "refuses" if refused(error) else "does not answer"
         raise PipelineError(
-            f"the MLflow store (MLFLOW_TRACKING_URI) does not answer: {reason(error)}"
+            f"the MLflow store (MLFLOW_TRACKING_URI) {does}: {reason(error)}"
         ) from None
     if not served(uri):
         _check_free(port)

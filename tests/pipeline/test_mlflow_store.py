@@ -2,6 +2,7 @@ import json
 import math
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from mlflow.tracking import MlflowClient
@@ -18,6 +19,19 @@ def test_long_error_texts_are_cut_after_credentials_are_gone() -> None:
     assert len(text) == 300
     assert "hunter2" not in text
     assert reason(OSError("http://user:hunter@2@host/a\n b")) == "http://host/a b"
+
+
+@pytest.mark.parametrize("driver", ["postgresql+psycopg", "postgresql+absent", "mssql+pymssql"])
+def test_a_database_out_of_reach_is_told_at_once(
+    driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sleep(seconds: float) -> NoReturn:
+        raise AssertionError("MLflow asks again and again")
+
+    monkeypatch.setattr("mlflow.store.db.utils.time.sleep", sleep)
+    with pytest.raises(mlflow_store.store_errors()) as raised:
+        mlflow_store.open_store(f"{driver}://gaitgl:hunter2@127.0.0.1:9/mlflow")
+    assert "hunter2" not in reason(raised.value)
 
 
 def test_faults_of_the_program_are_not_taken_for_the_stores(tracking_store: Path) -> None:

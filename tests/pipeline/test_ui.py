@@ -80,6 +80,14 @@ def test_a_server_that_is_down_is_an_error() -> None:
     assert "hunter2" not in said
 
 
+def test_an_experiment_that_was_deleted_is_refused(tracking_store: Path) -> None:
+    client = MlflowClient(tracking_uri())
+    client.delete_experiment(client.create_experiment("gaitgl"))
+    said = ui(tracking_uri(), "5000")
+    assert said.startswith("\nerror: the MLflow store (MLFLOW_TRACKING_URI) refuses: ")
+    assert "active" in said
+
+
 @pytest.mark.parametrize("arguments", [[], ["--help"]])
 def test_without_a_port_its_usage_is_shown(arguments: list[str], migrated_database: Path) -> None:
     said = ui(f"sqlite:///{migrated_database}", *arguments)
