@@ -90,8 +90,9 @@ def containers(dataset: Dataset, root: Path) -> tuple[list[str], list[Refusal], 
     for folder, below, files in os.walk(root, onerror=unreadable.append):
         below.sort()
         relative = Path(folder).relative_to(root).as_posix()
+        reason = "a link to a folder, which is not followed: put the folder itself there"
         refused += [
-            Refusal(printable(relative), printable(name), "a link to a folder")
+            Refusal(printable(relative), printable(name), reason)
             for name in below
             if os.path.islink(os.path.join(folder, name))
         ]

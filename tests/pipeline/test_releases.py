@@ -246,7 +246,9 @@ def test_a_linked_folder_is_refused_and_not_passed_over(
     (tmp_path / "root" / "00003").symlink_to(tmp_path / "outside" / "00003")
     names, refused, _ = containers("oumvlp", tmp_path / "root")
     assert names == ["00001/00/090"]
-    assert [(r.member, r.reason) for r in refused] == [("00003", "a link to a folder")]
+    (link,) = refused
+    assert link.member == "00003"
+    assert link.reason.startswith("a link to a folder, which is not followed: ")
 
 
 def test_the_root_itself_may_be_a_link(tmp_path: Path, write_tree: WriteFiles) -> None:
