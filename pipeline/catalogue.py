@@ -77,8 +77,7 @@ class Release:
     """Frames catalogued and files refused."""
 
     expected: dict[str, int]
-    """Counts of a complete release, as far as they are known: subjects, train_subjects,
-    val_subjects, test_subjects, and views as the view column tells them apart."""
+    """Those of pipeline.layouts.layout.Layout."""
 
 
 def write_catalogue(

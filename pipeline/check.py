@@ -50,8 +50,9 @@ def _warn_of_few_subjects(stage: str, training: Training, catalogue: Path) -> No
     except PipelineError:  # not there yet, or to be made anew
         return
     there = rows.groupby("split")["subject"].nunique()
-    kept_out = max(0, training.validation_subjects - there.get("val", 0))
-    left = there.get("train", 0) - kept_out
+    training_subjects = there.get("train", 0)
+    kept_out = min(training_subjects, max(0, training.validation_subjects - there.get("val", 0)))
+    left = training_subjects - kept_out
     if left < training.subjects_per_batch:
         print(
             f"warning: {stage}.subjects_per_batch is {training.subjects_per_batch}, but "

@@ -168,6 +168,7 @@ def _spread(values: "pd.Series[int]") -> dict[str, float]:
 def _expected(expected: Mapping[str, int], sequences: pd.DataFrame) -> dict[str, dict[str, int]]:
     """What a whole release of this layout has, beside what was found."""
     found = {name: sequences[name[:-1]].nunique() for name in ("subjects", "views")}
+    found["sequences"] = len(sequences)
     for split in ("train", "val", "test"):
         here = sequences[sequences["split"] == split]
         found[f"{split}_subjects"] = here["subject"].nunique()

@@ -90,8 +90,11 @@ def open_store(uri: str) -> Any:
     if uri.startswith(DATABASES):
         import sqlalchemy
 
-        # one that does not answer says so at once; MLflow would ask again for two minutes
-        sqlalchemy.create_engine(uri).connect().close()
+        # one that refuses says so at once; MLflow would ask again for two minutes
+        try:
+            sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool).connect().close()
+        except ModuleNotFoundError as error:
+            raise OSError(f"its driver is not installed ({error})") from None
     if not uri.startswith(SQLITE):
         return MlflowClient(uri)
     # whoever opens a new file first fills it with tables, and two at once leave it unusable
@@ -118,7 +121,6 @@ def store_errors() -> tuple[type[Exception], ...]:
         requests.RequestException,
         json.JSONDecodeError,  # a login page in place of an answer
         OSError,
-        ModuleNotFoundError,  # the database's driver is not installed
     )
 
 

@@ -1,13 +1,16 @@
 """The settings and the code that dvc.yaml names for a stage."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError, listing
 from pipeline.files import sha256
-from pipeline.settings import PARAMS_FILE, Settings, read_yaml
+from pipeline.settings import PARAMS_FILE, TRAINED_BY, Settings, read_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
+
+Values = dict[str, str | int | float]
 
 
 class StageInputs:
@@ -18,32 +21,48 @@ class StageInputs:
 
     def __init__(self, stage: str, dataset: str = "") -> None:
         """``dataset``: where dvc.yaml describes one stage for each."""
+        described = _described(stage)
         self._stage = stage
-        self._params = [p.replace("${key}", dataset) for p in _described(stage).get("params", [])]
+        self._params = [name.replace("${key}", dataset) for name in described.get("params", [])]
+        self._deps: list[str] = described["deps"]
         self._settings = self._settings_now()
-        self._code = code_of(stage)
+        self._code = _code(self._deps)
 
     def check_unchanged(self) -> None:
-        """PipelineError names every setting and file that is another one now."""
-        settings, code = self._settings_now(), code_of(self._stage)
-        changed = [
-            f"{PARAMS_FILE}: {name} was {value} when it started, is {settings[name]} now"
-            for name, value in self._settings.items()
-            if settings[name] != value
-        ]
-        changed += [
-            f"{path}: other code than when it started"
-            for path in sorted({*self._code, *code})
-            if self._code.get(path) != code.get(path)
-        ]
-        if changed:
-            raise PipelineError(
-                f"what {self._stage} was made with was changed while it ran:\n{listing(changed)}\n"
-                "DVC would take its result for one of what is there now: start again. (A training "
-                "is taken over as it is once the old state is back.)"
-            )
+        """PipelineError names every setting and file that is another one now.
 
-    def _settings_now(self) -> dict[str, str | int | float]:
+        Of several processes the first one compares: it writes the result.
+        """
+        if os.environ.get("RANK", "0") != "0":
+            return
+        changed = [*self._changed_settings(), *self._changed_code()]
+        if not changed:
+            return
+        again = "start it again"
+        if self._stage in TRAINED_BY.values():
+            again += ", or put back what was there: then what it has made is taken over"
+        raise PipelineError(
+            f"{self._stage}: settings or code were changed while it ran:\n{listing(changed)}\n"
+            f"DVC would note the new ones beside what the old ones made: {again}."
+        )
+
+    def _changed_settings(self) -> list[str]:
+        try:
+            now = self._settings_now()
+        except PipelineError as error:
+            return [str(error)]
+        return [
+            f"{PARAMS_FILE}: {name} was {value} when it started, is {now[name]} now"
+            for name, value in self._settings.items()
+            if now[name] != value
+        ]
+
+    def _changed_code(self) -> list[str]:
+        was, now = self._code, _code(self._deps)
+        paths = sorted(path for path in {*was, *now} if was.get(path) != now.get(path))
+        return [f"{path} is not as it was when it started" for path in paths]
+
+    def _settings_now(self) -> Values:
         settings = Settings.load().flat() if self._params else {}
         return {
             name: value
@@ -54,7 +73,10 @@ class StageInputs:
 
 def code_of(stage: str) -> dict[str, str]:
     """SHA-256 of every file of code, and of pages' templates, that DVC reruns a stage for."""
-    deps = _described(stage)["deps"]
+    return _code(_described(stage)["deps"])
+
+
+def _code(deps: list[str]) -> dict[str, str]:
     code = [path for path in deps if path.endswith((".py", ".html"))]
     for package in (path for path in deps if (ROOT / path / "__init__.py").exists()):
         files = sorted((ROOT / package).rglob("*.py"))

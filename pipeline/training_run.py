@@ -494,8 +494,8 @@ class _Clock:
 
 
 def _take_over(made: Path, folder: Path) -> None:
-    """What this training made before DVC was killed becomes its result."""
-    sys.stderr.write(f"this training ended just before DVC was killed: its result is {made}\n")
+    """What this training made, and DVC took no note of, becomes its result."""
+    sys.stderr.write(f"this training has ended already, unnoticed by DVC: its result is {made}\n")
     with new_folder(folder) as beside:
         for name in (CHECKPOINT, HISTORY):
             shutil.copy(made / name, beside / name)

@@ -39,7 +39,8 @@ class Layout:
     """At least one; the first gives the headline."""
 
     expected: Mapping[str, int]
-    """Counts of the whole release, under the names that the ingest report gives them."""
+    """Counts of the whole release, as far as they are known: subjects, train_subjects,
+    val_subjects, test_subjects, sequences, and views as the view column tells them apart."""
 
     def __init__(self, root: Path, keys: Collection[Key], split: str) -> None:
         """``keys``: all sequences found below ``root``; ``split``: ``data.<dataset>.split``.

@@ -179,13 +179,14 @@ def test_expected_stands_beside_found() -> None:
         (("3", "00", "090"), "train", 5),
         (("2", "00", "000"), "test", 5),
     ]
-    expected = {"subjects": 4, "train_subjects": 2, "val_subjects": 1, "views": 1}
+    expected = {"subjects": 4, "train_subjects": 2, "val_subjects": 1, "views": 1, "sequences": 3}
     described = _described(_table(rows), _table(rows), expected=expected)
     assert described["expected"] == {
         "subjects": {"expected": 4, "found": 3, "difference": -1},
         "train_subjects": {"expected": 2, "found": 2, "difference": 0},
         "val_subjects": {"expected": 1, "found": 0, "difference": -1},
         "views": {"expected": 1, "found": 2, "difference": 1},
+        "sequences": {"expected": 3, "found": 3, "difference": 0},
     }
 
 

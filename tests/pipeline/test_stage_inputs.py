@@ -55,7 +55,31 @@ def test_code_and_templates_that_were_edited_added_or_deleted_are_named(project:
     ):
         with pytest.raises(PipelineError) as raised:
             inputs.check_unchanged()
-        lines = [line.strip() for line in str(raised.value).splitlines()]
-        assert [line for line in lines if line.endswith("started")] == [
-            f"{path}: other code than when it started" for path in paths
-        ]
+        _, *lines, advice = str(raised.value).splitlines()
+        assert lines == [f"  {path} is not as it was when it started" for path in paths]
+        assert advice.endswith("what the old ones made: start it again.")
+
+
+def test_settings_that_cannot_be_read_any_more_are_told_as_changed(project: Path) -> None:
+    pretrain = StageInputs("pretrain")
+    params = project / "params.yaml"
+    params.write_text(params.read_text().replace("clip_frames", "frames_of_a_clip"))
+    (project / "dvc.yaml").unlink()
+    with pytest.raises(PipelineError) as raised:
+        pretrain.check_unchanged()
+    first, *told = str(raised.value).splitlines()
+    assert first == "pretrain: settings or code were changed while it ran:"
+    assert any("pretrain.frames_of_a_clip: unknown key" in line for line in told)
+    assert "put back what was there" in told[-1]
+
+
+def test_of_several_processes_the_first_one_compares(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed = StageInputs("embed", "oumvlp")
+    (project / "gaitgl" / "model.py").unlink()
+    monkeypatch.setenv("RANK", "1")
+    embed.check_unchanged()
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(PipelineError, match=r"gaitgl/model\.py"):
+        embed.check_unchanged()

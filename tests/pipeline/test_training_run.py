@@ -445,7 +445,7 @@ def test_a_result_that_dvc_did_not_live_to_note_is_taken_over(
     shutil.rmtree(tmp_path / "model")  # as DVC does before it starts the stage anew
     monkeypatch.setenv("DVC_STAGE", "pretrain")
     run(stores, tmp_path / "model", settings)
-    assert "ended just before DVC was killed" in capsys.readouterr().err
+    assert "has ended already, unnoticed by DVC" in capsys.readouterr().err
     assert files(tmp_path / "model") == made
     assert len(runs()) == 1
     assert len(MlflowClient(tracking_uri()).search_model_versions()) == 1

@@ -241,5 +241,7 @@ def test_each_stage_checks_at_its_end_what_dvc_will_note_for_it(stages: dict[str
         (main,) = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "main"]
         arguments = f"'{step}', dataset" if dataset else f"'{step}'"
         lines = [ast.unparse(statement) for statement in main.body]
-        assert f"inputs = StageInputs({arguments})" in lines, name
+        # before anything that the stage reads
+        first = next(line for line in lines if not line.startswith(("dataset =", "began_at =")))
+        assert first == f"inputs = StageInputs({arguments})", name
         assert lines[-1] == "inputs.check_unchanged()", name

@@ -304,7 +304,7 @@ def test_settings_and_code_changed_meanwhile_are_not_noted_for_the_result(
     assert process.wait(DEADLINE_S) != 0
     told = log.read_text()
     assert "pretrain.lr was 0.0015 when it started, is 0.123 now" in told
-    assert "gaitgl/losses.py: other code than when it started" in told
+    assert "gaitgl/losses.py is not as it was when it started" in told
     assert not (project.folder / "dvc.lock").exists()
     for path, text in zip(changed, before, strict=True):
         path.write_text(text)

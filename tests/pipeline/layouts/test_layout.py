@@ -48,6 +48,18 @@ def test_every_layout_is_listed_once_and_the_one_that_fits_everything_last() -> 
     assert {layout.dataset for layout in LAYOUTS} == {*DATASETS, None}
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_is_expected_is_what_the_ingest_report_counts(layout: type[Layout]) -> None:
+    counted = {
+        "subjects",
+        "sequences",
+        "views",
+        *(f"{s}_subjects" for s in ("train", "val", "test")),
+    }
+    for split in ("release", "opengait"):
+        assert set(layout(Path(), [], split).expected) <= counted
+
+
 @pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout is not Generic])
 def test_nothing_is_gallery_and_probe(layout: type[Layout]) -> None:
     for protocol in layout(Path(), [], "release").protocols:
