@@ -107,7 +107,7 @@ def read_release(folder: Path) -> Release:
     except (FileNotFoundError, ValueError, TypeError) as error:
         raise PipelineError(
             f"{path} is missing or not what this version reads ({error}): "
-            "`dvc repro -f -s ingest@<dataset>` makes it anew"
+            "`dvc repro` brings it back"
         ) from None
 
 

@@ -1,11 +1,14 @@
 """Checks params.yaml before anything expensive starts: ``python -m pipeline.check``."""
 
+import os
 from pathlib import Path
 
 from pipeline import releases
 from pipeline.catalogue import read_sequences
 from pipeline.errors import PipelineError, run_stage
-from pipeline.settings import DATASETS, TRAINED_BY, Settings, Training
+from pipeline.evaluation_inputs import chosen
+from pipeline.protocols import read_protocols
+from pipeline.settings import DATASETS, TRAINED_BY, Dataset, Settings, Training
 
 WALKERS = Path("synthetic/release")
 """What lies here is made by DVC itself, so it need not be there yet."""
@@ -20,51 +23,97 @@ def main() -> None:
     if "%" in str(Path.cwd()):
         problems.append(f"{Path.cwd()}: MLflow cannot work in a folder whose path holds a %")
     for dataset in DATASETS:
-        root = Path(settings.data[dataset].root)
-        where = f"data.{dataset}.root = {root}"
-        if WALKERS in root.parents:
-            if root.name not in DATASETS or root.parent != WALKERS:
-                known = ", ".join(str(WALKERS / name) for name in DATASETS)
-                problems.append(f"{where}: no walkers are made there, only in {known}")
-            continue
-        if set(root.parts[:1]) & set(MADE):
-            problems.append(f"{where}: {root.parts[0]}/ holds what the stages make; take raw/, say")
-            continue
-        try:
-            releases.check_root(dataset, root)
-        except PipelineError as error:
-            problems.append(str(error))
-    for dataset, stage in TRAINED_BY.items():
-        training: Training = getattr(settings, stage)
-        if training.precision == "bfloat16" and (lack := _lack(settings)):
-            print(f"warning: {stage}.precision is bfloat16, but {lack}: {stage} will stop there")
-        _warn_of_few_subjects(stage, training, Path("data", dataset, "catalogue"))
+        problem = _root_problem(dataset, Path(settings.data[dataset].root))
+        problems += [problem] if problem else []
     if problems:
         raise PipelineError("\n".join(problems))
+    for warning in _warnings(settings):
+        print(f"warning: {warning}")
 
 
-def _warn_of_few_subjects(stage: str, training: Training, catalogue: Path) -> None:
-    """No error: the catalogue may be that of another release than the settings name."""
+def _root_problem(dataset: Dataset, root: Path) -> str:
+    """What is wrong with a dataset's root; empty where nothing is."""
+    where = f"data.{dataset}.root = {root}"
+    if WALKERS in root.parents:
+        if root.name in DATASETS and root.parent == WALKERS:
+            return ""
+        known = ", ".join(str(WALKERS / name) for name in DATASETS)
+        return f"{where}: no walkers are made there, only in {known}"
+    absolute, here = Path(os.path.abspath(root)), Path.cwd()
+    if here.is_relative_to(absolute):
+        return f"{where}: this project lies in it, and all that its stages make; take raw/, say"
+    for name in MADE:
+        if absolute.is_relative_to(here / name):
+            return f"{where}: {name}/ holds what the stages make; take raw/, say"
+    try:
+        releases.check_root(dataset, root)
+    except PipelineError as error:
+        return str(error)
+    return ""
+
+
+def _warnings(settings: Settings) -> list[str]:
+    """What will stop a stage: here, or if the data is still what an earlier ingest found."""
+    found = []
+    if settings.runtime.device == "cuda" and (lack := _lack_of_device(settings)):
+        found.append(f"{lack}: pretrain, finetune, embed and evaluate will stop there")
+    for dataset, stage in TRAINED_BY.items():
+        training: Training = getattr(settings, stage)
+        catalogue = Path("data", dataset, "catalogue")
+        if training.precision == "bfloat16" and (lack := _lack_of_bfloat16(settings)):
+            found.append(f"{stage}.precision is bfloat16, but {lack}: {stage} will stop there")
+        few = _too_few_subjects(stage, training, catalogue)
+        not_offered = _no_such_protocol(settings, dataset, catalogue)
+        found += [problem for problem in (few, not_offered) if problem]
+    return found
+
+
+def _lack_of_device(settings: Settings) -> str:
+    from pipeline.devices import choose_device  # imports torch
+
+    try:
+        choose_device(settings.runtime.device)
+    except PipelineError as error:
+        return str(error)
+    return ""
+
+
+def _lack_of_bfloat16(settings: Settings) -> str:
+    from pipeline.devices import choose_device, lacks_bfloat16  # import torch
+
+    if _lack_of_device(settings):
+        return ""  # which is told
+    return lacks_bfloat16(choose_device(settings.runtime.device))
+
+
+def _too_few_subjects(stage: str, training: Training, catalogue: Path) -> str:
     try:
         rows = read_sequences(catalogue, ["subject", "split"])
     except PipelineError:  # not there yet, or to be made anew
-        return
+        return ""
     there = rows.groupby("split")["subject"].nunique()
     training_subjects = there.get("train", 0)
     kept_out = min(training_subjects, max(0, training.validation_subjects - there.get("val", 0)))
     left = training_subjects - kept_out
-    if left < training.subjects_per_batch:
-        print(
-            f"warning: {stage}.subjects_per_batch is {training.subjects_per_batch}, but "
-            f"{catalogue} has {left} subjects to train on ({kept_out} more are kept out by "
-            f"{stage}.validation_subjects): unless ingest finds others now, {stage} will stop"
-        )
+    if left >= training.subjects_per_batch:
+        return ""
+    return (
+        f"{stage}.subjects_per_batch is {training.subjects_per_batch}, but {catalogue} has {left} "
+        f"subjects to train on ({kept_out} more are kept out by {stage}.validation_subjects): "
+        f"unless ingest finds others now, {stage} will stop"
+    )
 
 
-def _lack(settings: Settings) -> str:
-    from pipeline.devices import choose_device, lacks_bfloat16  # import torch
-
-    return lacks_bfloat16(choose_device(settings.runtime.device))
+def _no_such_protocol(settings: Settings, dataset: Dataset, catalogue: Path) -> str:
+    try:
+        offered = read_protocols(catalogue)
+    except PipelineError:  # not there yet, or to be made anew
+        return ""
+    try:
+        chosen(offered, settings.evaluate.protocols[dataset], dataset)
+    except PipelineError as error:
+        return f"{error}: unless ingest finds other data now, evaluate@{dataset} will stop"
+    return ""
 
 
 if __name__ == "__main__":

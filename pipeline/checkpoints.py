@@ -35,7 +35,9 @@ def read_checkpoint(path: Path) -> tuple[GaitGLConfig, dict[str, Tensor], dict[s
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         header = json.loads(metadata.get("gaitgl", "{}"))
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
-        raise PipelineError(f"{path} is not a readable safetensors file: {error}") from None
+        raise PipelineError(
+            f"{path} is not a readable safetensors file: {error}. `dvc repro` brings back a stage's"
+        ) from None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise PipelineError(
             f"{path} is no checkpoint of this pipeline: expected format {FORMAT!r}, got {header!r}"

@@ -3,6 +3,7 @@ explain it."""
 
 import json
 import math
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,9 +49,9 @@ def compare(before: Path, after: Path) -> list[Change]:
     counterpart, the first only where they are alike in both reports.
 
     ``before`` and ``after`` are reports' folders, or their tables of probes. PipelineError where
-    they do not have the same protocols, conditions, probes and galleries.
+    the protocols that both have differ in conditions, probes or galleries.
     """
-    one, other = (_read(path) for path in (before, after))
+    one, other = _shared(_read(before), _read(after))
     _check(before, after, one, other)
     changes = []
     for first, second in zip(one, other, strict=True):
@@ -116,7 +117,22 @@ def json_of(changes: list[Change]) -> str:
     return json.dumps(tree, indent=2)
 
 
+def _shared(one: list[Probes], other: list[Probes]) -> tuple[list[Probes], list[Probes]]:
+    """What both reports have of their protocols, in the order of the first; all, if nothing."""
+    names = [[probes.protocol.name for probes in report] for report in (one, other)]
+    both = [name for name in names[0] if name in names[1]]
+    if not both:
+        return one, other
+    if alone := sorted({*names[0]} ^ {*names[1]}):
+        sys.stderr.write(f"not compared, for one report alone has it: {', '.join(alone)}\n")
+    by_name = [{probes.protocol.name: probes for probes in report} for report in (one, other)]
+    first, second = ([report[name] for name in both] for report in by_name)
+    return first, second
+
+
 def _read(path: Path) -> list[Probes]:
+    if not path.exists():
+        raise PipelineError(f"{path} is missing: name a report's folder, reports/casia_e say")
     if not path.is_dir():
         return read_probes(path)
     if (path / "tables" / "submission.csv").exists():

@@ -15,6 +15,10 @@ GREY_8_BIT = bytes([8, 0, 0, 0, 0])
 """The end of that chunk, behind width and height: 8 bits, grey, and not interlaced."""
 
 
+BRIGHT = 64
+"""Grey level that no background reaches; JPEG's is not quite black."""
+
+
 class RefusedFrameError(Exception):
     """A frame that cannot become a silhouette; its text is the reason."""
 
@@ -23,17 +27,26 @@ def decode(content: bytes, max_pixels: int = 2**26) -> Frame:
     """An encoded picture of any depth and colour as ``uint8 [H, W]`` grey levels.
 
     Raises RefusedFrameError for what is no picture, for more than ``max_pixels`` (of an 8-bit grey
-    PNG, and past 2**26 of any, they are not even decoded), and where no pixel is background.
+    PNG, and past 2**26 of any, they are not even decoded), and where the background is bright.
     """
     picture = _grey_png(content, max_pixels)
     if picture is None:
         picture = _any_picture(content)
     if picture.size > max_pixels:
         raise RefusedFrameError("more pixels than ingest.max_pixels")
-    # the first row nearly always tells, and to look at every pixel takes as long as to sum them
-    if picture[0].min() > 0 and picture.min() > 0:
+    # the first row nearly always tells that it is not
+    if _mostly_bright(picture[0]) and _mostly_bright(_border(picture)):
         raise RefusedFrameError("no background: inverted, or a silhouette in the alpha channel?")
     return picture
+
+
+def _border(picture: Frame) -> Frame:
+    """Its four edges: people touch them, the background fills them."""
+    return np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
+
+
+def _mostly_bright(pixels: Frame) -> bool:
+    return 2 * int(np.count_nonzero(pixels >= BRIGHT)) > pixels.size
 
 
 def _grey_png(content: bytes, max_pixels: int) -> Frame | None:

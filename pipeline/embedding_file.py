@@ -39,7 +39,9 @@ def read_embeddings(path: Path) -> tuple[pd.DataFrame, Embeddings, dict[str, str
     try:
         batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
     except pa.ArrowInvalid as error:
-        raise PipelineError(f"{path} is not a readable Arrow file: {error}") from None
+        raise PipelineError(
+            f"{path} is not a readable Arrow file: {error}. `dvc repro` brings it back"
+        ) from None
     metadata = {k.decode(): v.decode() for k, v in (batch.schema.metadata or {}).items()}
     if metadata.get("gaitgl") != "embeddings" or metadata.get("version") != "1":
         raise PipelineError(

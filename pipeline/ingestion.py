@@ -10,8 +10,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from pipeline import releases
-from pipeline.archives import Caps, DamagedArchiveError, is_packed
-from pipeline.catalogue import SEQUENCES, Refusal, Release, by_reason, refusal_table
+from pipeline.archives import Caps, DamagedArchiveError, is_packed, printable
+from pipeline.catalogue import DAMAGED, SEQUENCES, Refusal, Release, by_reason, refusal_table
 from pipeline.errors import PipelineError, listing
 from pipeline.layouts import LAYOUTS, recognise, recognise_own
 from pipeline.layouts.generic import Generic
@@ -114,10 +114,17 @@ def check_protocols(
             )
     if problems:
         held = sorted(set(tested["sequence"]))[:8]
+        subjects = set(sequences["subject"])
+        few = (
+            f"\nAll of it is taken for one subject, {printable(*subjects)}: is one of the three "
+            "folders missing, <subject>/<sequence>/<view>/<frame>? One camera? Call the view any."
+            if len(subjects) == 1
+            else ""
+        )
         raise PipelineError(
             f"{dataset} cannot be evaluated: {'; '.join(dict.fromkeys(problems))}.\n"
             f"Found test sequences named "
-            f"{', '.join(held) or 'none'}.\nIs the release complete, and data.{dataset} right?"
+            f"{', '.join(held) or 'none'}.\nIs the release complete, and data.{dataset} right?{few}"
         )
     for line in dict.fromkeys(said):
         print(line)
@@ -188,6 +195,7 @@ def _nothing_found(dataset: Dataset, root: Path, refused: list[Refusal]) -> Pipe
         f"{looked_for}\n"
         f"Found instead:\n{listing(examples, 5) or '  no file'}"
         + (f"\nFiles by suffix: {counts}" if counts else "")
+        + "\nFrames of your own lie three folders deep; one camera? Call the view any."
     )
 
 
@@ -342,3 +350,10 @@ def _report(dataset: Dataset, seen: int, sequences: pd.DataFrame, refusals: pd.D
         f"{dataset}: files seen {seen} = frames catalogued {sequences['n_frames'].sum()} "
         f"+ refused {refusals['frames'].sum()}; refusals: {by_reason(refusals)}"
     )
+    damaged = refusals.loc[refusals["reason"] == DAMAGED, ["container", "detail"]]
+    if len(damaged):
+        names = [f"{name}: {detail}" for name, detail in damaged.itertuples(index=False)]
+        print(
+            f"warning: {dataset}: {len(names)} archives are damaged; what comes before the damage "
+            f"is used, nobody knows what came after it. Download them again:\n{listing(names)}"
+        )

@@ -60,6 +60,8 @@ class _DistrustError(Exception):
 def normalize_task(job: Job, task: Task) -> None:
     """Make the shards of a task that are not there yet."""
     cv2.setNumThreads(1)  # the processes are the parallelism
+    # what cannot be read is counted: OpenCV's warnings would stand among the progress
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
     # Until glibc has seen a larger block freed, it gives a picture's memory back to the system
     # after each frame; the page faults of asking for it again took half the time with JPEG.
     np.empty(2**24, np.uint8)

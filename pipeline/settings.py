@@ -311,7 +311,19 @@ class Settings(Section):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-4 as text; DVC reads it as a number, and so do we."""
+    """YAML 1.1 reads 1e-4 as text, and of a key written twice the last; DVC reads the one as a
+    number and refuses the other, and so do we."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key.value} is there twice", problem_mark=key.start_mark
+                )
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -352,6 +364,13 @@ def explain(error: Any, root: type[BaseModel]) -> str:
         prefix = key[: len(key) - len(str(location[-1]))]
         hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(known)}"
         return f"{key}: unknown key; {hint}"
+    context = error.get("ctx", {})
+    if error["type"] == "too_short":
+        least = context["min_length"]
+        return f"{key}: must have {least} or more entries, not {context['actual_length']}"
+    if error["type"] == "too_long":
+        most = context["max_length"]
+        return f"{key}: must have {most} entries at most, not {context['actual_length']}"
     text = error["msg"][0].lower() + error["msg"][1:]
     return f"{key}: {text.replace('input should be', 'must be')}, not {error['input']!r}"
 

@@ -21,7 +21,7 @@ from pipeline.tables import KEY, check_schema, read_table
 
 HEIGHT, WIDTH = 64, 44
 
-_ANEW = "`dvc repro -f -s normalize@<dataset>` makes it anew"
+_ANEW = "`dvc repro` brings it back"
 
 _METADATA = {"version": "2", "height": str(HEIGHT), "width": str(WIDTH)}
 

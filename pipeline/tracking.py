@@ -47,6 +47,8 @@ DVC_EXPERIMENT_TAG = "dvc_exp"
 """The name of the experiment of DVC's that a run belongs to."""
 SAMPLE_EVERY_S = 10.0
 """How often processor, memory and GPU are looked at."""
+FIRST_AFTER_S = 2.0
+"""How long a run's first delivery waits, unless something is to be sent."""
 LONGEST_PAUSE_S = 300.0
 LAST_WAIT_S = 60.0
 """How long the end of a run waits for a store that answers."""
@@ -209,7 +211,7 @@ class TrackedRun:
 
 
 class Sender:
-    """The thread that delivers a record: at once, when woken, and every ``FLUSH_EVERY_S``.
+    """The thread that delivers a record: soon, when woken, and every ``FLUSH_EVERY_S``.
 
     A store that fails is asked less and less often.
     """
@@ -241,6 +243,8 @@ class Sender:
         return not self._thread.is_alive()
 
     def _send_until_end(self) -> None:
+        # not at once: the imports below take seconds of the interpreter, which the first step needs
+        self._wake.wait(min(FIRST_AFTER_S, FLUSH_EVERY_S))
         troubles = store_errors()
         client = None
         pause_s = FLUSH_EVERY_S

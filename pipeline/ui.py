@@ -82,6 +82,11 @@ def put_views(client: Any, experiment_name: str) -> str:
         raise PipelineError(
             f"experiment {experiment_name} has no runs yet: `make repro` makes some"
         )
+    if experiment.lifecycle_stage == "deleted":
+        raise PipelineError(
+            f"experiment {experiment_name} was deleted: `mlflow experiments restore -x "
+            f"{experiment.experiment_id}` brings it back, another runtime.experiment begins anew"
+        )
     for key, state in views().items():
         client.set_experiment_tag(experiment.experiment_id, VIEW_TAG + key, json.dumps(state))
     return str(experiment.experiment_id)

@@ -55,12 +55,14 @@ def test_tables_come_back_as_they_were_and_as_the_same_bytes(
 
 
 @pytest.mark.parametrize("text", [None, '{"layout', '{"layout": "x"}', "[]"])
-def test_what_was_found_as_a_whole_is_made_anew_where_it_cannot_be_read(
+def test_what_was_found_as_a_whole_is_brought_back_where_it_cannot_be_read(
     tmp_path: Path, text: str | None
 ) -> None:
     if text is not None:
         (tmp_path / "release.json").write_text(text, encoding="utf-8")
-    with pytest.raises(PipelineError, match=r"release\.json is missing or not .* -s ingest@"):
+    with pytest.raises(
+        PipelineError, match=r"release\.json is missing or not .* `dvc repro` brings it back"
+    ):
         read_release(tmp_path)
 
 

@@ -10,6 +10,8 @@ from pipeline import check
 from pipeline.catalogue import SEQUENCES
 from pipeline.devices import lacks_bfloat16
 from pipeline.errors import PipelineError
+from pipeline.layouts.oumvlp_release import OumvlpRelease
+from pipeline.protocols import write_protocols
 from pipeline.settings import TRAINED_BY, Dataset
 from pipeline.tables import write_table
 
@@ -41,13 +43,14 @@ def test_walkers_need_not_be_there_yet(project: Project, monkeypatch: pytest.Mon
                 "only in synthetic/release/oumvlp, synthetic/release/casia_e",
             ),
         ),
+        (".", "..", ("root = .: this project lies in it", "root = ..: this project lies in it")),
         (
             "x" * 300,
             "~/data",
             ("out of reach (File name too long)", "missing (~ is not replaced here)"),
         ),
     ],
-    ids=["absent", "of the pipeline", "no name"],
+    ids=["absent", "of the pipeline", "around it", "no name"],
 )
 def test_all_wrong_roots_are_named_at_once(
     project: Project,
@@ -128,3 +131,29 @@ def test_too_few_subjects_draw_a_warning_once_they_are_known(
     begin = f"warning: {stage}.subjects_per_batch is {batch}, but {catalogue} "
     assert said.startswith(f"{begin}{told}" if told else "")
     assert bool(said) == bool(told)
+
+
+def test_a_protocol_that_the_data_does_not_have_draws_a_warning_once_it_is_known(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(project({"evaluate.protocols.oumvlp": ["hid"]}))
+    catalogue = Path("data/oumvlp/catalogue")
+    catalogue.mkdir(parents=True)
+    check.main()
+    assert capsys.readouterr().out == ""
+    write_protocols(catalogue, OumvlpRelease.protocols)
+    check.main()
+    said = capsys.readouterr().out
+    assert said.startswith("warning: evaluate.protocols.oumvlp: OUMVLP has no protocol called hid")
+    assert said.count("warning") == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_draws_one_warning(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(project({"runtime.device": "cuda", "pretrain.precision": "bfloat16"}))
+    check.main()
+    said = capsys.readouterr().out
+    assert said.startswith("warning: runtime.device is cuda, but torch finds no GPU here")
+    assert said.count("warning") == 1

@@ -127,11 +127,30 @@ def test_other_galleries_are_refused_with_their_numbers(
         compare(reports["better"], other)
 
 
+def test_what_both_have_is_compared_whatever_its_order(
+    tmp_path: Path, reports: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys, embeddings = walks(("00", "01"), subjects=40, noise=0.6)
+    turned = _report(tmp_path / "turned", keys, embeddings, OUMVLP[::-1])
+    assert compare(reports["noisy"], turned) == compare(reports["noisy"], reports["better"])
+    assert capsys.readouterr().err == ""
+    alone = _report(tmp_path / "alone", keys, embeddings, OUMVLP[1:])
+    for one, other in ((reports["better"], alone), (alone, reports["better"])):
+        changes = compare(one, other)
+        assert {(change.protocol, change.verdict) for change in changes} == {
+            ("all_views", "no change")
+        }
+        told = capsys.readouterr().err
+        assert told == "not compared, for one report alone has it: view_pairs\n"
+
+
 def test_other_protocols_are_refused(tmp_path: Path, reports: dict[str, Path]) -> None:
     keys, embeddings = walks(("00", "01"), subjects=40)
-    pairs = _report(tmp_path / "pairs", keys, embeddings, OUMVLP[:1])
-    with pytest.raises(PipelineError, match="protocols: view_pairs of OUMVLP, all_views of"):
-        compare(reports["better"], pairs)
+    one, other = (
+        _report(tmp_path / protocol.name, keys, embeddings, (protocol,)) for protocol in OUMVLP
+    )
+    with pytest.raises(PipelineError, match=r"view_pairs of OUMVLP in A, all_views of .* in B"):
+        compare(one, other)
     turned = tuple(replace(p, gallery=("00",), probes={"all": ("01",)}) for p in OUMVLP)
     other = _report(tmp_path / "turned", keys, embeddings, turned)
     with pytest.raises(PipelineError, match="whose gallery, probes or views differ"):

@@ -114,9 +114,11 @@ def test_a_picture_without_background_is_no_silhouette() -> None:
     grey = np.zeros((90, 70), np.uint8)
     grey[10:80, 20:50] = 255
     white = np.full_like(grey, 255)
-    for content in (png(white - grey // 2), png(np.dstack([white, white, white, grey]))):
+    alpha = np.dstack([white, white, white, grey])
+    for picture in (white - grey, white - grey // 2, alpha):
         with pytest.raises(RefusedFrameError, match="no background"):
-            decode(content)
+            decode(png(picture))
+    np.testing.assert_array_equal(decode(png(grey[10:80, 15:55])), grey[10:80, 15:55])
 
 
 def test_a_body_that_fills_the_first_row_has_a_background_below_it() -> None:

@@ -260,6 +260,7 @@ def test_a_root_without_any_frame_says_what_was_looked_for_and_found(
         assert f"  {layout.name}: {layout.form}\n" in text
     assert "holiday: beach.png: not a frame's name" in text
     assert "Files by suffix: .png: 2, none: 1, .md: 1" in text
+    assert text.endswith("three folders deep; one camera? Call the view any.")
 
 
 def test_a_root_without_any_file_says_what_was_looked_for(tmp_path: Path) -> None:
@@ -383,6 +384,7 @@ def test_a_damaged_tar_costs_its_own_sequences_only(
     release_roots: dict[Dataset, Path],
     catalogues: dict[Dataset, pd.DataFrame],
     write_zip: WriteFiles,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     root = shutil.copytree(release_roots["casia_e"], tmp_path / "root")
     with zipfile.ZipFile(root / "train001-500.zip") as outer:
@@ -401,6 +403,12 @@ def test_a_damaged_tar_costs_its_own_sequences_only(
     assert 0 < kept < whole.loc[whole["subject"] == "002", "n_frames"].sum()
     assert set(refusals["container"]) == {"train001-500.zip/002.tar", "train001-500.zip/003.tar"}
     assert set(refusals["reason"]) == {"the archive is damaged", "cut off by the damage"}
+    warning = capsys.readouterr().out.partition("warning: ")[2]
+    assert warning.startswith("casia_e: 2 archives are damaged; what comes before")
+    assert [line.partition(":")[0].strip() for line in warning.splitlines()[1:]] == [
+        "train001-500.zip/002.tar",
+        "train001-500.zip/003.tar",
+    ]
 
 
 def test_a_wrong_password_names_the_variable_and_never_the_password(

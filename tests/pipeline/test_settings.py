@@ -86,7 +86,8 @@ def test_paper_profile_has_the_papers_numbers() -> None:
         ("model.gem_p", 0.9, "model.gem_p: must be greater than or equal to 1, not 0.9"),
         ("model.parts", 3, "model.parts: must be 1, 2, 4, 8 or 16, not 3"),
         ("model.branches", "none", "model.branches: must be 'both', 'global' or 'local', not"),
-        ("model.channels", [1, 2, 3], "model.channels: "),
+        ("model.channels", [1, 2, 3], "model.channels: must have 6 or more entries, not 3"),
+        ("model.channels", [2] * 9, "model.channels: must have 6 entries at most, not "),
         ("model.channels", [1, 2, 3, 4, 0, 6], "model.channels[4]: must be greater than 0, not 0"),
         ("finetune.subjects_per_batch", 1, "finetune.subjects_per_batch: must be greater than"),
         ("finetune.initial", "scratch", "finetune.initial: must be 'pretrained' or 'random', not"),
@@ -287,3 +288,12 @@ def test_data_is_reached_by_the_datasets_name() -> None:
     assert data["oumvlp"] is data.oumvlp
     assert data["casia_e"] is data.casia_e
     assert data["oumvlp"].split == "published"
+
+
+def test_a_key_that_is_there_twice_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("a: {b: 1, c: 2}\nd:\n  b: 1\n  b: 2\n")
+    with pytest.raises(PipelineError, match=r"the key b is there twice[^$]*line 4, column 3"):
+        read_yaml(path)
+    path.write_text("a: &a {b: 1}\nc: {<<: *a, b: 2}\n")
+    assert read_yaml(path)["c"] == {"b": 2}

@@ -80,12 +80,13 @@ def test_a_server_that_is_down_is_an_error() -> None:
     assert "hunter2" not in said
 
 
-def test_an_experiment_that_was_deleted_is_refused(tracking_store: Path) -> None:
+def test_an_experiment_that_was_deleted_can_be_restored(tracking_store: Path) -> None:
     client = MlflowClient(tracking_uri())
-    client.delete_experiment(client.create_experiment("gaitgl"))
+    number = client.create_experiment("gaitgl")
+    client.delete_experiment(number)
     said = ui(tracking_uri(), "5000")
-    assert said.startswith("\nerror: the MLflow store (MLFLOW_TRACKING_URI) refuses: ")
-    assert "active" in said
+    assert said.startswith("\nerror: experiment gaitgl was deleted: ")
+    assert f"`mlflow experiments restore -x {number}`" in said
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"]])
