@@ -39,12 +39,14 @@ def _root_problem(dataset: Dataset, root: Path) -> str:
             return ""
         known = ", ".join(str(WALKERS / name) for name in DATASETS)
         return f"{where}: no walkers are made there, only in {known}"
-    absolute, here = Path(os.path.abspath(root)), Path.cwd()
-    if here.is_relative_to(absolute):
-        return f"{where}: this project lies in it, and all that its stages make; take raw/, say"
-    for name in MADE:
-        if absolute.is_relative_to(here / name):
-            return f"{where}: {name}/ holds what the stages make; take raw/, say"
+    here = Path.cwd()
+    # a link in raw/ may lead anywhere; the project's own folder may be named by way of a link
+    for place in (Path(os.path.abspath(root)), root.resolve()):
+        if here.is_relative_to(place):
+            return f"{where}: this project lies in it, and all that its stages make; take raw/, say"
+        for name in MADE:
+            if place.is_relative_to(here / name):
+                return f"{where}: {name}/ holds what the stages make; take raw/, say"
     try:
         releases.check_root(dataset, root)
     except PipelineError as error:
@@ -55,6 +57,7 @@ def _root_problem(dataset: Dataset, root: Path) -> str:
 def _warnings(settings: Settings) -> list[str]:
     """What will stop a stage: here, or if the data is still what an earlier ingest found."""
     found = []
+    # the other devices are always there, and asking takes torch's import
     if settings.runtime.device == "cuda" and (lack := _lack_of_device(settings)):
         found.append(f"{lack}: pretrain, finetune, embed and evaluate will stop there")
     for dataset, stage in TRAINED_BY.items():

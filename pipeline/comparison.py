@@ -124,7 +124,7 @@ def _shared(one: list[Probes], other: list[Probes]) -> tuple[list[Probes], list[
     if not both:
         return one, other
     if alone := sorted({*names[0]} ^ {*names[1]}):
-        sys.stderr.write(f"not compared, for one report alone has it: {', '.join(alone)}\n")
+        sys.stderr.write(f"not compared, in one report only: {', '.join(alone)}\n")
     by_name = [{probes.protocol.name: probes for probes in report} for report in (one, other)]
     first, second = ([report[name] for name in both] for report in by_name)
     return first, second

@@ -70,23 +70,21 @@ def ingest(
     _account(seen, sequences, refusals)
     _introduce(dataset, root, layout, len(names))
     _report(dataset, seen, sequences, refusals)
-    check_protocols(dataset, sequences, layout.protocols)
+    check_protocols(dataset, sequences, layout)
     release = Release(layout.name, len(names), seen, dict(layout.expected))
     return Catalogue(sequences, refusals, release, layout.protocols)
 
 
-def check_protocols(
-    dataset: Dataset, sequences: pd.DataFrame, protocols: Iterable[Protocol]
-) -> None:
+def check_protocols(dataset: Dataset, sequences: pd.DataFrame, layout: Layout) -> None:
     """PipelineError unless there are subjects to train on, and probes that have a gallery, seen
-    from views that the protocols know.
+    from views that the layout's protocols know.
 
     Test subjects without any gallery sequence are printed: they can never be recognized.
     """
     tested = sequences[sequences["split"] == "test"]
     problems = [] if (sequences["split"] == "train").any() else ["no subject to train on"]
     said = []
-    for protocol in protocols:
+    for protocol in layout.protocols:
         compared = tested[protocol.compares(tested["sequence"], tested["view"])]
         in_gallery = compared["sequence"].isin(named(protocol.gallery, compared["sequence"]))
         gallery = set(compared.loc[in_gallery, "subject"])
@@ -118,7 +116,7 @@ def check_protocols(
         few = (
             f"\nAll of it is taken for one subject, {printable(*subjects)}: is one of the three "
             "folders missing, <subject>/<sequence>/<view>/<frame>? One camera? Call the view any."
-            if len(subjects) == 1
+            if isinstance(layout, Generic) and len(subjects) == 1
             else ""
         )
         raise PipelineError(
@@ -354,6 +352,6 @@ def _report(dataset: Dataset, seen: int, sequences: pd.DataFrame, refusals: pd.D
     if len(damaged):
         names = [f"{name}: {detail}" for name, detail in damaged.itertuples(index=False)]
         print(
-            f"warning: {dataset}: {len(names)} archives are damaged; what comes before the damage "
-            f"is used, nobody knows what came after it. Download them again:\n{listing(names)}"
+            f"warning: {dataset}: {len(names)} archive(s) are damaged, and of each only what is "
+            f"sure to be whole is used. Download them again:\n{listing(names)}"
         )

@@ -91,10 +91,7 @@ def open_store(uri: str) -> Any:
         import sqlalchemy
 
         # one that refuses says so at once; MLflow would ask again for two minutes
-        try:
-            sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool).connect().close()
-        except ModuleNotFoundError as error:
-            raise OSError(f"its driver is not installed ({error})") from None
+        sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool).connect().close()
     if not uri.startswith(SQLITE):
         return MlflowClient(uri)
     # whoever opens a new file first fills it with tables, and two at once leave it unusable
@@ -121,6 +118,7 @@ def store_errors() -> tuple[type[Exception], ...]:
         requests.RequestException,
         json.JSONDecodeError,  # a login page in place of an answer
         OSError,
+        ImportError,  # a database's driver, or an artifact store's, is not installed
     )
 
 

@@ -40,8 +40,8 @@ def check(model: str) -> None:
                 f"no version is 'champion' yet ({why}): make promote, or "
                 "make serve MODEL=models:/gaitgl@finetuned"
             ) from None
-        if re.fullmatch("models:/[^/@]+", model):
-            why += f". Which version? {model}/2, say, or {model}@champion"
+        if re.fullmatch("models:/[^/@]+", model) and mlflow_store.refused(error):
+            why = f"{why.rstrip('.')}. Which version? {model}/2, say, or {model}@champion"
         raise PipelineError(f"{model} cannot be had from the MLflow store: {why}") from None
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.errors import PipelineError, listing
 from pipeline.files import sha256
-from pipeline.settings import PARAMS_FILE, TRAINED_BY, Settings, read_yaml
+from pipeline.settings import PARAMS_FILE, TRAINED_BY, flatten, read_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -48,13 +48,13 @@ class StageInputs:
 
     def _changed_settings(self) -> list[str]:
         try:
-            now = self._settings_now()
+            was, now = self._settings, self._settings_now()
         except PipelineError as error:
             return [str(error)]
         return [
-            f"{PARAMS_FILE}: {name} was {value} when it started, is {now[name]} now"
-            for name, value in self._settings.items()
-            if now[name] != value
+            f"{PARAMS_FILE}: {name} was {was.get(name)} when it started, is {now.get(name)} now"
+            for name in dict.fromkeys([*was, *now])
+            if was.get(name) != now.get(name)
         ]
 
     def _changed_code(self) -> list[str]:
@@ -63,7 +63,8 @@ class StageInputs:
         return [f"{path} is not as it was when it started" for path in paths]
 
     def _settings_now(self) -> Values:
-        settings = Settings.load().flat() if self._params else {}
+        """As the file has them: what other stages read may be half edited."""
+        settings = flatten(read_yaml(PARAMS_FILE)) if self._params else {}
         return {
             name: value
             for name, value in settings.items()

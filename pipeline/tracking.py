@@ -244,7 +244,7 @@ class Sender:
 
     def _send_until_end(self) -> None:
         # not at once: the imports below take seconds of the interpreter, which the first step needs
-        self._wake.wait(min(FIRST_AFTER_S, FLUSH_EVERY_S))
+        self._wake.wait(FIRST_AFTER_S)
         troubles = store_errors()
         client = None
         pause_s = FLUSH_EVERY_S

@@ -32,7 +32,8 @@ import mlflow.tracking
 
 from pipeline import tracking
 
-tracking.FLUSH_EVERY_S = 0.01  # many small transactions instead of a large one
+# many small transactions instead of a large one
+tracking.FIRST_AFTER_S = tracking.FLUSH_EVERY_S = 0.01
 
 
 def write(writer, all_there):

@@ -66,6 +66,20 @@ def test_all_wrong_roots_are_named_at_once(
         assert line in str(raised.value)
 
 
+def test_a_root_by_way_of_a_link_to_the_project_is_in_the_project(
+    project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "project")
+    monkeypatch.chdir(
+        project({"data.oumvlp.root": str(link / "data"), "data.casia_e.root": str(link)})
+    )
+    with pytest.raises(PipelineError) as raised:
+        check.main()
+    assert "link/data: data/ holds what the stages make" in str(raised.value)
+    assert "link: this project lies in it" in str(raised.value)
+
+
 def test_wrong_settings_are_named_before_roots(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:

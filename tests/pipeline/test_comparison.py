@@ -141,7 +141,7 @@ def test_what_both_have_is_compared_whatever_its_order(
             ("all_views", "no change")
         }
         told = capsys.readouterr().err
-        assert told == "not compared, for one report alone has it: view_pairs\n"
+        assert told == "not compared, in one report only: view_pairs\n"
 
 
 def test_other_protocols_are_refused(tmp_path: Path, reports: dict[str, Path]) -> None:
@@ -168,8 +168,11 @@ def test_the_two_splits_of_casia_e_are_not_taken_for_each_other(tmp_path: Path) 
 
 
 def test_a_missing_report_is_named(tmp_path: Path, reports: dict[str, Path]) -> None:
-    for path in (tmp_path, tmp_path / "x.parquet"):
-        with pytest.raises(PipelineError, match="is missing"):
+    for path, told in (
+        (tmp_path, r"probes\.parquet is missing"),
+        (tmp_path / "x.parquet", r"x\.parquet is missing: name a report's folder"),
+    ):
+        with pytest.raises(PipelineError, match=told):
             compare(reports["better"], path)
 
 

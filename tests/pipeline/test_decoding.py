@@ -115,7 +115,8 @@ def test_a_picture_without_background_is_no_silhouette() -> None:
     grey[10:80, 20:50] = 255
     white = np.full_like(grey, 255)
     alpha = np.dstack([white, white, white, grey])
-    for picture in (white - grey, white - grey // 2, alpha):
+    behind = (np.maximum(grey, level) for level in (1, 30, 100))  # which none may be
+    for picture in (white - grey, (white - grey) // 255 * 100, white - grey // 2, alpha, *behind):
         with pytest.raises(RefusedFrameError, match="no background"):
             decode(png(picture))
     np.testing.assert_array_equal(decode(png(grey[10:80, 15:55])), grey[10:80, 15:55])

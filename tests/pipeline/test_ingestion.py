@@ -404,7 +404,7 @@ def test_a_damaged_tar_costs_its_own_sequences_only(
     assert set(refusals["container"]) == {"train001-500.zip/002.tar", "train001-500.zip/003.tar"}
     assert set(refusals["reason"]) == {"the archive is damaged", "cut off by the damage"}
     warning = capsys.readouterr().out.partition("warning: ")[2]
-    assert warning.startswith("casia_e: 2 archives are damaged; what comes before")
+    assert warning.startswith("casia_e: 2 archive(s) are damaged, and of each")
     assert [line.partition(":")[0].strip() for line in warning.splitlines()[1:]] == [
         "train001-500.zip/002.tar",
         "train001-500.zip/003.tar",

@@ -53,7 +53,8 @@ def test_what_cannot_be_served_is_told(
     assert "make promote, or make serve MODEL=models:/gaitgl@finetuned" in refused(champion)
     assert "models:/gaitgl@walker cannot be had" in refused("models:/gaitgl@walker")
     assert "nowhere cannot be had" in refused("nowhere")
-    assert "Which version? models:/gaitgl/2, say, or " in refused("models:/gaitgl")
+    assert "not found. Which version? models:/gaitgl/2, say, or " in refused("models:/gaitgl")
+    assert "Which version" not in refused("models:/gaitgl@walker")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:hunter2@127.0.0.1:9")
     down = refused(champion)
     assert f"{champion} cannot be had from the MLflow store" in down

@@ -60,17 +60,24 @@ def test_code_and_templates_that_were_edited_added_or_deleted_are_named(project:
         assert advice.endswith("what the old ones made: start it again.")
 
 
-def test_settings_that_cannot_be_read_any_more_are_told_as_changed(project: Path) -> None:
-    pretrain = StageInputs("pretrain")
+def test_a_file_that_is_half_edited_stops_the_stages_alone_that_read_that_half(
+    project: Path,
+) -> None:
+    pretrain, finetune = StageInputs("pretrain"), StageInputs("finetune")
     params = project / "params.yaml"
-    params.write_text(params.read_text().replace("clip_frames", "frames_of_a_clip"))
+    params.write_text(params.read_text().replace("clip_frames", "frames_of_a_clip", 1))
+    finetune.check_unchanged()
     (project / "dvc.yaml").unlink()
     with pytest.raises(PipelineError) as raised:
         pretrain.check_unchanged()
     first, *told = str(raised.value).splitlines()
     assert first == "pretrain: settings or code were changed while it ran:"
-    assert any("pretrain.frames_of_a_clip: unknown key" in line for line in told)
+    assert "  params.yaml: pretrain.clip_frames was 12 when it started, is None now" in told
+    assert "  params.yaml: pretrain.frames_of_a_clip was None when it started, is 12 now" in told
     assert "put back what was there" in told[-1]
+    params.write_text("seed: [")
+    with pytest.raises(PipelineError, match=r"while it ran:\n  params\.yaml is not readable YAML"):
+        finetune.check_unchanged()
 
 
 def test_of_several_processes_the_first_one_compares(

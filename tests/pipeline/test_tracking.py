@@ -35,8 +35,28 @@ PROJECT = Path(__file__).parents[2]
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Senders ask the store every few milliseconds, whether it answers or not."""
+    monkeypatch.setattr(tracking, "FIRST_AFTER_S", 0.02)
     monkeypatch.setattr(tracking, "FLUSH_EVERY_S", 0.02)
     monkeypatch.setattr(tracking, "LONGEST_PAUSE_S", 0.1)
+
+
+def test_mlflow_is_left_alone_at_first_until_something_is_to_be_sent(
+    tracking_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = threading.Event()
+
+    def errors() -> tuple[type[Exception], ...]:  # the first thing that imports MLflow
+        asked.set()
+        return mlflow_store.store_errors()
+
+    monkeypatch.setattr(tracking, "store_errors", errors)
+    monkeypatch.setattr(tracking, "FIRST_AFTER_S", 600.0)
+    with tracked() as run:
+        run.log(1, {"loss": 0.5})
+        assert not asked.wait(1)
+        run.keep()
+        assert asked.wait(60)
+    assert found(run).info.status == "FINISHED"
 
 
 def test_a_run_has_params_tags_metrics_artifacts_and_an_end(
@@ -447,7 +467,7 @@ from benchmarks.mlflow_servers import Late, Server
 from pipeline import mlflow_store, registry, sync_runs, tracking
 mlflow_store.RUN_IDS = Path(sys.argv[1], "runs", "run_ids.json")
 mlflow_store.ROOT = mlflow_store.CODE = Path(sys.argv[1])
-tracking.FLUSH_EVERY_S = 0.01
+tracking.FIRST_AFTER_S = tracking.FLUSH_EVERY_S = 0.01
 first, last = int(sys.argv[2]), int(sys.argv[3])
 folder = mlflow_store.RUN_IDS.parent / "pretrain-f00d" / "record"
 with tracking.TrackedRun("pretrain", "oumvlp", "walks", {"seed": 0}, {}, folder=folder) as run:
