@@ -167,14 +167,19 @@ def _spread(values: "pd.Series[int]") -> dict[str, float]:
 
 def _expected(expected: Mapping[str, int], sequences: pd.DataFrame) -> dict[str, dict[str, int]]:
     """What a whole release of this layout has, beside what was found."""
-    found = {name: sequences[name[:-1]].nunique() for name in ("subjects", "views")}
-    found["sequences"] = len(sequences)
+    found = {"subjects": sequences["subject"].nunique()}
     for split in ("train", "val", "test"):
         here = sequences[sequences["split"] == split]
         found[f"{split}_subjects"] = here["subject"].nunique()
+    found |= {"sequences": len(sequences), "views": sequences["view"].nunique()}
     return {
-        name: {"expected": number, "found": found[name], "difference": found[name] - number}
-        for name, number in expected.items()
+        name: {
+            "expected": expected[name],
+            "found": number,
+            "difference": number - expected[name],
+        }
+        for name, number in found.items()
+        if name in expected
     }
 
 
