@@ -94,15 +94,18 @@ def _too_few_subjects(stage: str, training: Training, catalogue: Path) -> str:
         rows = read_sequences(catalogue, ["subject", "split"])
     except PipelineError:  # not there yet, or to be made anew
         return ""
-    there = rows.groupby("split")["subject"].nunique()
-    training_subjects = there.get("train", 0)
-    kept_out = min(training_subjects, max(0, training.validation_subjects - there.get("val", 0)))
-    left = training_subjects - kept_out
+    subjects = set(rows.loc[rows["split"] == "train", "subject"])
+    kept_out = set()
+    if training.validation_subjects:
+        from pipeline.batches import held_out  # imports torch
+
+        kept_out = subjects.intersection(held_out(rows, training.validation_subjects))
+    left = len(subjects) - len(kept_out)
     if left >= training.subjects_per_batch:
         return ""
     return (
         f"{stage}.subjects_per_batch is {training.subjects_per_batch}, but {catalogue} has {left} "
-        f"subjects to train on ({kept_out} more are kept out by {stage}.validation_subjects): "
+        f"subjects to train on ({len(kept_out)} more are kept out by {stage}.validation_subjects): "
         f"unless ingest finds others now, {stage} will stop"
     )
 

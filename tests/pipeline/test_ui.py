@@ -4,6 +4,8 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -78,6 +80,24 @@ def test_a_server_that_is_down_is_an_error() -> None:
     said = ui("http://user:hunter2@127.0.0.1:9", "5000")
     assert said.startswith("\nerror: the MLflow store (MLFLOW_TRACKING_URI) does not answer: ")
     assert "hunter2" not in said
+
+
+def test_a_server_that_lets_nobody_in_refuses() -> None:
+    class Closed(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            content = b'{"error_code": "PERMISSION_DENIED", "message": "not you"}'
+            self.send_response(403)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Closed) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        said = ui(f"http://127.0.0.1:{server.server_port}", "5000")
+        server.shutdown()
+    assert said.partition("\nerror: ")[2].startswith(
+        "the MLflow store (MLFLOW_TRACKING_URI) refuses: PERMISSION_DENIED: not you"
+    ), said
 
 
 def test_an_experiment_that_was_deleted_can_be_restored(tracking_store: Path) -> None:
