@@ -170,6 +170,6 @@ def plain_embed(
     embeddings = []
     with torch.inference_mode(), autocast(device, precision):
         for frames in sequences:
-            silhouettes = torch.from_numpy(frames)[None, None].to(device).float() / 255
+            silhouettes = torch.tensor(frames)[None, None].to(device).float() / 255
             embeddings.append(model(silhouettes).float().cpu().numpy()[0])
     return np.stack(embeddings)

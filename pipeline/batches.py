@@ -70,9 +70,10 @@ class TrainingBatches:
             clips = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         else:  # NumPy asks for huge pages: a batch costs a dozen page faults instead of thousands
             clips = torch.from_numpy(np.empty(shape, np.uint8))
-        for number, frame, clip in zip(numbers, frames, clips.numpy(), strict=True):
+        sequences = self._store.read_all(numbers.tolist())
+        for sequence, frame, clip in zip(sequences, frames, clips.numpy(), strict=True):
             # "clip" writes to `out` at once, "raise" by way of a copy; no frame is out of bounds
-            self._store.read(int(number)).mT.take(frame, 0, out=clip, mode="clip")
+            sequence.mT.take(frame, 0, out=clip, mode="clip")
         silhouettes = clips.mT[:, None]  # [n, 1, t, h, w]
         return TrainingBatch(silhouettes, torch.from_numpy(self._labels[chosen]))
 

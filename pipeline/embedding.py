@@ -45,7 +45,7 @@ def embed(
     context = autocast(device, precision)
 
     def read(rows: npt.NDArray[np.int64]) -> Tensor:
-        columns = np.stack([store.read(int(number)).mT for number in numbers[rows]])
+        columns = np.stack([sequence.mT for sequence in store.read_all(numbers[rows].tolist())])
         silhouettes = torch.from_numpy(columns).mT[:, None]  # [n, 1, t, h, w]
         return silhouettes.pin_memory() if device.type == "cuda" else silhouettes
 
