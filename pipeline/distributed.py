@@ -118,8 +118,12 @@ def joined(device: torch.device) -> Iterator[World]:
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT
     )
     rank = dist.get_rank()
+    # Gloo is left in any case: its threads, if they are still there at the interpreter's end, abort
+    # it now and then. NCCL would never let go while another process waits in it for this one.
+    leaves = device.type != "cuda"
     try:
         yield World(rank, size)
+        leaves = True
     except RuntimeError as error:
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
@@ -127,8 +131,9 @@ def joined(device: torch.device) -> Iterator[World]:
         reason = str(error).partition("\n")[0][:200]
         sys.stderr.write(f"process {rank} lost another process, so it stops: {reason}\n")
         sys.exit(1)
-    # only here: while another process waits in NCCL for this one, this would never return
-    dist.destroy_process_group()
+    finally:
+        if leaves:
+            dist.destroy_process_group()
 
 
 def spread(processes: int) -> None:

@@ -79,6 +79,19 @@ with joined(torch.device("cpu")) as world:
     world.any(True)
 """
 
+FAILING = """
+import signal, torch
+signal.alarm(60)
+from pipeline.distributed import joined
+from pipeline.errors import PipelineError
+try:
+    with joined(torch.device("cpu")) as world:
+        world.wait_for_all()
+        raise PipelineError("both of us")
+except PipelineError:
+    assert not torch.distributed.is_initialized()
+"""
+
 STAGE = """
 import os, signal, sys, time
 from pathlib import Path
@@ -271,6 +284,12 @@ def test_a_process_that_loses_another_says_so_in_one_line(tmp_path: Path) -> Non
     assert "process 0 lost another process, so it stops: " in error
     assert "Connection" in error
     assert "Traceback" not in error
+
+
+def test_processes_that_fail_leave_each_other_before_they_end(tmp_path: Path) -> None:
+    launched = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "MASTER_PORT": free_port()}
+    done = ended([python(FAILING)] * 2, tmp_path, [{**launched, "RANK": rank} for rank in "01"])
+    assert [status for status, _ in done] == [0, 0], done
 
 
 def test_two_machines_work_as_one(tmp_path: Path) -> None:
