@@ -14,7 +14,7 @@ PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 GREY_8_BIT = bytes([8, 0, 0, 0, 0])
 """The end of that chunk, behind width and height: 8 bits, grey, and not interlaced."""
 BRIGHT = 64
-"""Grey level that no background reaches."""
+"""Grey level (of 255) that bodies reach and backgrounds do not."""
 
 
 class RefusedFrameError(Exception):

@@ -20,17 +20,13 @@ from gaitgl.silhouettes import normalize_frame
 from pipeline import releases, shard_plan
 from pipeline.archives import Caps, DamagedArchiveError, WrongPasswordError, read_members
 from pipeline.catalogue import DAMAGED, Refusal
-from pipeline.decoding import Frame, RefusedFrameError, decode
+from pipeline.decoding import BRIGHT, Frame, RefusedFrameError, decode
 from pipeline.errors import PipelineError
 from pipeline.finished_shards import ShardWriter, forget_shard, shards_to_do
 from pipeline.processes import report
 from pipeline.settings import Dataset
 from pipeline.shard_plan import Task, read_plan
 from pipeline.silhouette_store import HEIGHT, WIDTH, compress
-
-DARK = 64
-"""Grey level: a silhouette without a pixel that bright is a mask of labels, nearly black to the
-network."""
 
 OPEN_BYTES = 256 * 2**20
 """The silhouettes of sequences that are not whole yet may take this much memory in one worker;
@@ -156,12 +152,12 @@ class _Sequence:
             self.refused[position] = str(reason)
             return
         silhouette = normalize_frame(picture, HEIGHT, WIDTH, job.min_foreground)
-        if silhouette is None:
-            self.refused[position] = "too little foreground"
-        elif silhouette.max() < DARK:
-            self.refused[position] = f"darker than {DARK} of 255: is it a mask of 0 and 1?"
-        else:
+        if silhouette is not None and silhouette.max() >= BRIGHT:
             self.silhouettes[position] = silhouette
+        elif 0 < picture.max() < BRIGHT:  # a mask of labels would be nearly black to the network
+            self.refused[position] = f"darker than {BRIGHT} of 255: is it a mask of 0 and 1?"
+        else:
+            self.refused[position] = "too little foreground"
 
     def kept(self) -> Frame:
         """The silhouettes that are kept, ``uint8 [t, HEIGHT, WIDTH]``, in the catalogue's order."""

@@ -140,8 +140,9 @@ def test_all_frames_in_are_kept_or_refused_for_a_reason(
             "00005/00/090/1.png": png(walker(1)),
             "00005/00/090/2.png": png(walker(2)),
             "00005/00/090/3.png": BLACK,
-            # a mask of labels
+            # masks of labels, large and small
             "00001/00/090/9.png": png(np.minimum(np.tile(walker(1), (5, 5)), 1)),
+            "00001/00/090/10.png": png(np.minimum(walker(1), 1)),
         },
     )
     out = tmp_path / "out"
@@ -149,7 +150,7 @@ def test_all_frames_in_are_kept_or_refused_for_a_reason(
     assert reasons(out) == {
         "not a picture": 4,
         "too little foreground": 3,
-        "darker than 64 of 255: is it a mask of 0 and 1?": 1,
+        "darker than 64 of 255: is it a mask of 0 and 1?": 2,
         "the sequence is too short": 2,
     }
     assert keys(out) == ["00001/00/090", "00001/01/090", "00002/00/090", "00002/01/090"]
@@ -159,7 +160,7 @@ def test_all_frames_in_are_kept_or_refused_for_a_reason(
     assert table.loc[("00001/00/090", "7.png"), "reason"] == "not a picture"
     short = table[table["reason"] == "the sequence is too short"].iloc[0]
     assert (short["subject"], short["detail"]) == ("00005", "2 usable frames, 3 needed")
-    assert "frames in 26 = frames kept 16 + refused 10" in capsys.readouterr().out
+    assert "frames in 27 = frames kept 16 + refused 11" in capsys.readouterr().out
 
 
 def test_a_picture_of_too_many_pixels_is_refused(tmp_path: Path, write_tree: WriteFiles) -> None:
