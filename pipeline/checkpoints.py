@@ -15,6 +15,9 @@ from pipeline.files import write_bytes
 
 FORMAT = "gaitgl-checkpoint-1"
 
+CHECKPOINT = "checkpoint.safetensors"
+"""A checkpoint's name in the folder of its training."""
+
 
 def save_checkpoint(path: Path, model: GaitGL, config: GaitGLConfig, info: dict[str, Any]) -> None:
     """Write weights, architecture and ``info`` (anything JSON can hold); same input, same bytes."""

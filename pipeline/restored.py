@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline import mlflow_store
-from pipeline.checkpoints import read_checkpoint
+from pipeline.checkpoints import CHECKPOINT, read_checkpoint
 from pipeline.data_inputs import data_inputs
 from pipeline.embedding_file import read_embeddings
 from pipeline.errors import PipelineError, run_stage
@@ -29,7 +29,7 @@ from pipeline.report import written_metrics
 from pipeline.restored_experiments import Restored, experiments_without_row, fetch
 from pipeline.settings import DATASETS, Dataset, Settings
 from pipeline.tracking import DVC_EXPERIMENT_TAG, TrackedRun
-from pipeline.training_run import CHECKPOINT, HISTORY
+from pipeline.training_run import HISTORY
 
 TAG = "restored"
 
