@@ -58,6 +58,9 @@ LEVEL = 9
 
 Silhouettes = npt.NDArray[np.uint8]
 
+_Blobs = tuple[npt.NDArray[np.int32], memoryview]
+"""Where each blob of a shard begins and ends, and their bytes one after the other."""
+
 
 @dataclass(frozen=True, slots=True)
 class StoredSequence:
@@ -95,7 +98,7 @@ class SilhouetteStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.index = read_table(folder / "index.parquet", INDEX)
-        self._blobs: dict[int, pa.BinaryArray] = {}
+        self._shards: dict[int, _Blobs] = {}
         self._shard_numbers, self._shard_names = pd.factorize(self.index["shard"])
         self._rows = self.index["row"].to_numpy()
         self._lengths = self.index["n_frames"].to_numpy()
@@ -117,12 +120,15 @@ class SilhouetteStore:
         one go, since threads that decompress wait for each other between two calls.
         """
         sizes = self._lengths[numbers].astype(np.uint64) * (HEIGHT * WIDTH)
-        blobs = [self._blob(number) for number in numbers]
+        blobs: list[bytes | bytearray | memoryview] = []
+        for shard, row in zip(self._shard_numbers[numbers], self._rows[numbers], strict=True):
+            offsets, together = self._shard(shard)
+            blobs.append(together[offsets[row] : offsets[row + 1]])
         try:
             contents = zstandard.ZstdDecompressor().multi_decompress_to_buffer(
                 blobs, decompressed_sizes=sizes.tobytes()
             )
-        except zstandard.ZstdError as error:
+        except (zstandard.ZstdError, ValueError) as error:  # the latter for a blob of no bytes
             if len(numbers) == 1:
                 raise self._damage(numbers[0], f"zstd: {str(error).rpartition(': ')[2]}") from None
             for number in numbers:
@@ -145,17 +151,16 @@ class SilhouetteStore:
         path = self.folder / self._shard_names[self._shard_numbers[number]]
         return PipelineError(f"{path}: the silhouettes of {key} are damaged ({what}); {_REMEDY}")
 
-    def _blob(self, number: int) -> pa.Buffer:
-        return self._shard(self._shard_numbers[number])[int(self._rows[number])].as_buffer()
-
-    def _shard(self, number: int) -> pa.BinaryArray:
-        if number not in self._blobs:
+    def _shard(self, number: int) -> _Blobs:
+        if number not in self._shards:
             path = self.folder / self._shard_names[number]
             try:
                 reader = pa.ipc.open_file(pa.memory_map(str(path)))
                 check_schema(path, reader.schema, SHARD)
-                self._blobs[number] = reader.get_batch(0).column("silhouettes")
+                blobs = reader.get_batch(0).column("silhouettes")
             except (pa.ArrowInvalid, OSError) as error:
                 what = f"missing or cut short ({error})"
                 raise PipelineError(f"{path} is {what}; {_REMEDY}") from None
-        return self._blobs[number]
+            _, offsets, contents = blobs.buffers()
+            self._shards[number] = np.frombuffer(offsets, np.int32), memoryview(contents)
+        return self._shards[number]

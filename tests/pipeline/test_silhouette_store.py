@@ -153,3 +153,19 @@ def test_damaged_silhouettes_are_named(
     for numbers in ([damaged], list(range(len(store.index)))):
         with pytest.raises(PipelineError, match=rf"{shard.name}: .* of 00001/00/000 .*{what}"):
             store.read_all(numbers)
+
+
+@pytest.mark.parametrize("spoilt", [0x7F, 0xFF])  # far behind the file's end, and before it
+def test_a_damaged_table_of_a_shard_is_told(
+    tmp_path: Path, write_store: WriteStore, noise: Noise, spoilt: int
+) -> None:
+    store = write_store(tmp_path, some_rows(noise))
+    (shard,) = tmp_path.glob("*.arrow")
+    with pa.ipc.open_file(str(shard)) as reader:
+        _, offsets, _ = reader.get_batch(0).column("silhouettes").buffers()
+    content = bytearray(shard.read_bytes())
+    content[content.index(offsets.to_pybytes()[:12]) + 7] = spoilt  # where the second blob begins
+    shard.write_bytes(content)
+    for number in np.flatnonzero(store.index["row"] == 1):
+        with pytest.raises(PipelineError, match=rf"{shard.name}: the silhouettes of .* damaged"):
+            store.read(int(number))
