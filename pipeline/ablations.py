@@ -22,13 +22,14 @@ import pandas as pd
 
 from pipeline.ablation_page import Claim, Outcome, Outcomes, Variant, ablations_page
 from pipeline.check import WALKERS
+from pipeline.commits import git
 from pipeline.errors import PipelineError, listing, run_stage
 from pipeline.estimates import figures
 from pipeline.files import new_folder, write_bytes
 from pipeline.mlflow_store import find_runs, open_store, tracking_uri
 from pipeline.probe_table import read_probes
 from pipeline.settings import DATASETS, TRAINED_BY, Settings
-from pipeline.tracking import DVC_EXPERIMENT_TAG, git
+from pipeline.tracking import DVC_EXPERIMENT_TAG
 
 PAGE = Path("docs/ablations.md")
 FETCHED = Path("runs/ablations")

@@ -1,6 +1,6 @@
 """The MLflow store: where it lies, and how a run's record gets there.
 
-``pipeline.run_record`` holds what is to be sent, ``pipeline.tracking`` decides when.
+``pipeline.run_record`` holds what is to be sent, ``pipeline.sender`` decides when.
 """
 
 import json

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import yaml
 
 from pipeline import mlflow_store
+from pipeline.commits import git
 from pipeline.errors import PipelineError
 from pipeline.files import sha256
 from pipeline.settings import DATASETS, TRAINED_BY, Dataset, Settings
-from pipeline.tracking import DVC_EXPERIMENT_TAG, git
+from pipeline.tracking import DVC_EXPERIMENT_TAG
 
 REF = re.compile(r"refs/exps/(?P<two>[0-9a-f]{2})/(?P<rest>[0-9a-f]{38})/(?P<name>.+)")
 """Where DVC keeps an experiment, below the commit that it was started from."""

@@ -1,7 +1,7 @@
 """The record of a run on the disk: all that MLflow is to know of it, and how much of it knows.
 
 The stage writes here and nowhere else, so that a server that is slow or down costs it nothing;
-``pipeline.tracking`` delivers from here. A record's folder holds
+``pipeline.sender`` delivers from here. A record's folder holds
 
 - ``run.json``: what is known when the run begins; written last, so that with it the record is whole
 - ``metrics.jsonl``: one line ``[name, value, timestamp_ms, step]`` for each point, appended only

@@ -1,14 +1,13 @@
 """Records of runs in MLflow. DVC decides what runs; MLflow only records.
 
-A stage writes its record to the disk (``pipeline.run_record``); a thread beside it delivers to the
-store, which may be slow or down without harm. What is left at the end, ``make sync-runs`` sends.
+A stage writes its record to the disk (``pipeline.run_record``); a thread beside it
+(``pipeline.sender``) delivers to the store, which may be slow or down without harm. What is left at
+the end, ``make sync-runs`` sends.
 
 ``python -m pipeline.tracking`` prints the address of the store.
 """
 
-import errno
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,18 +17,10 @@ from threading import Event, Thread
 from types import TracebackType
 from typing import Any, Self
 
-from pipeline import mlflow_store, system_metrics
+from pipeline import mlflow_store, sender, system_metrics
+from pipeline.commits import git
 from pipeline.errors import Stopped
-from pipeline.mlflow_store import (
-    DURATION,
-    OUTPUT_TAG,
-    deliver,
-    open_store,
-    reason,
-    remember_output,
-    store_errors,
-    tracking_uri,
-)
+from pipeline.mlflow_store import DURATION, OUTPUT_TAG, remember_output, tracking_uri
 from pipeline.run_record import (
     FAILED,
     FINISHED,
@@ -42,18 +33,10 @@ from pipeline.run_record import (
     remove_folder,
 )
 
-FLUSH_EVERY_S = 10.0
 DVC_EXPERIMENT_TAG = "dvc_exp"
 """The name of the experiment of DVC's that a run belongs to."""
 SAMPLE_EVERY_S = 10.0
 """How often processor, memory and GPU are looked at."""
-FIRST_AFTER_S = 2.0
-"""How long a run's first delivery waits, unless something is to be sent."""
-LONGEST_PAUSE_S = 300.0
-LAST_WAIT_S = 60.0
-"""How long the end of a run waits for a store that answers."""
-LAST_TRY_S = 10.0
-"""How long it waits for one that did not at the last attempt."""
 IN_USE_S = 60.0
 """How long the start of a run waits for ``make sync-runs`` to let go of its record."""
 
@@ -106,7 +89,7 @@ class TrackedRun:
         )
         self._folder = folder or mlflow_store.RUN_IDS.parent / f"{name}-{token[:8]}" / "record"
         self._resumed = resumed
-        self._keep_at = time.monotonic() + FLUSH_EVERY_S
+        self._keep_at = time.monotonic() + sender.FLUSH_EVERY_S
 
     def __enter__(self) -> Self:
         tags = _first_tags(self._run) | self._tags
@@ -114,7 +97,7 @@ class TrackedRun:
         self._record = _continued(self._folder, tags, self._resumed) or new_record(
             self._folder, self._run, tags
         )
-        self._sender = Sender(self._record)
+        self._sender = sender.Sender(self._record)
         self._ending = Event()
         self._watch = Thread(target=self._sample_until_end, name="system metrics", daemon=True)
         self._watch.start()
@@ -158,7 +141,7 @@ class TrackedRun:
     def keep(self) -> None:
         """Everything logged so far is on the disk when this returns, and on its way."""
         self._record.keep()
-        self._keep_at = time.monotonic() + FLUSH_EVERY_S
+        self._keep_at = time.monotonic() + sender.FLUSH_EVERY_S
         self._sender.wake()
 
     def tag(self, name: str, value: str) -> None:
@@ -210,80 +193,6 @@ class TrackedRun:
             record.release()
 
 
-class Sender:
-    """The thread that delivers a record: soon, when woken, and every ``FLUSH_EVERY_S``.
-
-    A store that fails is asked less and less often.
-    """
-
-    def __init__(self, record: Record) -> None:
-        self._record = record
-        self._uri = tracking_uri()
-        self._answers = True
-        self._said_trouble = self._said_answer = False
-        self._wake, self._ending = Event(), Event()
-        # a daemon: a call that hangs must not keep the process
-        self._thread = Thread(target=self._send_until_end, name="mlflow", daemon=True)
-        self._thread.start()
-
-    def wake(self) -> None:
-        """Something is to be sent. Trouble with the store is waited out nevertheless."""
-        self._wake.set()
-
-    def finish(self) -> bool:
-        """Send the rest; whether the thread has stopped, with or without success.
-
-        Waits ``LAST_WAIT_S`` at most, or ``LAST_TRY_S`` if the store did not answer when last
-        asked; a store that fails now is not asked again.
-        """
-        wait_s = LAST_WAIT_S if self._answers else LAST_TRY_S
-        self._ending.set()
-        self._wake.set()
-        self._thread.join(wait_s)
-        return not self._thread.is_alive()
-
-    def _send_until_end(self) -> None:
-        # not at once: the imports below take seconds of the interpreter, which the first step needs
-        self._wake.wait(FIRST_AFTER_S)
-        troubles = store_errors()
-        client = None
-        pause_s = FLUSH_EVERY_S
-        while True:
-            self._wake.clear()  # before the question: finish() sets the two the other way round
-            last = self._ending.is_set()
-            try:
-                client = client or open_store(self._uri)
-                deliver(self._record, client)
-            except troubles as error:
-                self._say_trouble(error)
-                if self._ending.is_set():
-                    return
-                self._ending.wait(pause_s)
-                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-            else:
-                self._say_answer()
-                pause_s = FLUSH_EVERY_S
-                if last:
-                    return
-                self._wake.wait(FLUSH_EVERY_S)
-
-    def _say_trouble(self, error: Exception) -> None:
-        self._answers = False
-        if not self._said_trouble:
-            self._said_trouble = True
-            does = "refuses this run" if mlflow_store.refused(error) else "does not answer"
-            what = f"the MLflow store (MLFLOW_TRACKING_URI) {does}"
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                what = "the disk is full, so nothing reaches MLflow"
-            sys.stderr.write(f"warning: {what}, work goes on without it: {reason(error)}\n")
-
-    def _say_answer(self) -> None:
-        if not self._answers and not self._said_answer:
-            self._said_answer = True
-            sys.stderr.write("the MLflow store answers again and has all that was kept for it\n")
-        self._answers = True
-
-
 def _first_tags(run: Run) -> dict[str, str]:
     return {
         "stage": run.stage,
@@ -313,25 +222,6 @@ def _status(kind: type[BaseException] | None) -> str:
     if kind is None:
         return FINISHED
     return KILLED if issubclass(kind, KeyboardInterrupt | Stopped) else FAILED
-
-
-def code_commit() -> str:
-    """The commit at the project's root, and how many files differ from it; the dvc.lock files,
-    which DVC writes while it runs, do not count."""
-    commit = git("rev-parse", "HEAD")
-    changed = git("status", "--porcelain", "--", ".", ":(exclude,glob)**/dvc.lock").splitlines()
-    if not commit:
-        return "not known: no git repository"
-    return f"{commit} with {len(changed)} changed file(s)" if changed else commit
-
-
-def git(*arguments: str) -> str:
-    """The output of a git command where this code lies; empty where git or its data is not."""
-    try:
-        command = ["git", "-C", str(mlflow_store.CODE), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
 
 
 def without_home(params: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipeline.arguments import dataset_argument
 from pipeline.catalogue import read_sequences
+from pipeline.commits import code_commit
 from pipeline.devices import choose_device
 from pipeline.distance_pass import Method, Reranking, placed
 from pipeline.embedding_file import read_embeddings
@@ -28,7 +29,6 @@ from pipeline.settings import Settings, flatten
 from pipeline.silhouette_store import SilhouetteStore
 from pipeline.stage_inputs import StageInputs
 from pipeline.tables import KEY
-from pipeline.tracking import code_commit
 from pipeline.training_record import training_records
 
 

@@ -30,10 +30,10 @@ from pathlib import Path
 import mlflow.store.tracking.sqlalchemy_store  # once, instead of in each process
 import mlflow.tracking
 
-from pipeline import tracking
+from pipeline import sender, tracking
 
 # many small transactions instead of a large one
-tracking.FIRST_AFTER_S = tracking.FLUSH_EVERY_S = 0.01
+sender.FIRST_AFTER_S = sender.FLUSH_EVERY_S = 0.01
 
 
 def write(writer, all_there):

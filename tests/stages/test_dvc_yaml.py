@@ -16,6 +16,7 @@ PLUMBING = {
     "pipeline/__init__.py",
     "pipeline/arguments.py",
     "pipeline/cluster.py",
+    "pipeline/commits.py",
     "pipeline/data_inputs.py",
     "pipeline/errors.py",
     "pipeline/evaluation_run.py",
