@@ -1,4 +1,4 @@
-"""The one argument that stages take."""
+"""What may follow a command: a dataset, or nothing."""
 
 import argparse
 
@@ -11,3 +11,9 @@ def dataset_argument() -> Dataset:
     parser.add_argument("dataset", choices=DATASETS)
     dataset: Dataset = parser.parse_args().dataset
     return dataset
+
+
+def no_arguments(about: str | None) -> None:
+    """Refuse whatever follows a command that takes nothing; ``--help`` shows ``about``."""
+    style = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=about, formatter_class=style).parse_args()

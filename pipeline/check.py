@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from pipeline import releases
+from pipeline.arguments import no_arguments
 from pipeline.catalogue import read_sequences
 from pipeline.errors import PipelineError, run_stage
 from pipeline.evaluation_inputs import chosen
@@ -123,4 +124,5 @@ def _no_such_protocol(settings: Settings, dataset: Dataset, catalogue: Path) -> 
 
 
 if __name__ == "__main__":
+    no_arguments(__doc__)
     run_stage(main)

@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline import mlflow_store
+from pipeline.arguments import no_arguments
 from pipeline.checkpoints import CHECKPOINT, read_checkpoint
 from pipeline.data_inputs import data_inputs
 from pipeline.embedding_file import read_embeddings
@@ -157,4 +158,5 @@ def _is_up_to_date(stage: str) -> bool:
 
 
 if __name__ == "__main__":
+    no_arguments(__doc__)
     run_stage(main)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from pipeline.arguments import no_arguments
 from pipeline.report import result_text
 from pipeline.settings import DATASETS
 
@@ -15,4 +16,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    no_arguments(__doc__)
     main()

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import mlflow_store
+from pipeline.arguments import no_arguments
 from pipeline.errors import PipelineError, listing, run_stage
 from pipeline.run_record import (
     KILLED,
@@ -73,4 +74,5 @@ def _last_written_ms(folder: Path) -> int:
 
 
 if __name__ == "__main__":
+    no_arguments(__doc__)
     run_stage(main)

@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.arguments import dataset_argument
+from pipeline.arguments import dataset_argument, no_arguments
 
 
 @pytest.mark.parametrize("dataset", ["oumvlp", "casia_e"])
@@ -18,3 +18,17 @@ def test_anything_else_names_the_datasets(
         dataset_argument()
     assert raised.value.code == 2
     assert "oumvlp" in capsys.readouterr().err
+
+
+def test_a_command_without_arguments_refuses_them_and_says_what_it_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, status, told in ((["--dry"], 2, "--dry"), (["--help"], 0, "Sends all")):
+        monkeypatch.setattr("sys.argv", ["command", *arguments])
+        with pytest.raises(SystemExit) as raised:
+            no_arguments("Sends all.")
+        assert raised.value.code == status
+        output = capsys.readouterr()
+        assert told in output.out + output.err
+    monkeypatch.setattr("sys.argv", ["command"])
+    no_arguments("Sends all.")
