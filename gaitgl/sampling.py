@@ -73,9 +73,10 @@ class PKSampler:
             )
         _, subject_of_row, counts = np.unique(labels, return_inverse=True, return_counts=True)
         if counts.size < subjects_per_batch:
+            remedy = f"; lower subjects_per_batch to at most {counts.size}"
             raise ValueError(
                 f"a batch needs {subjects_per_batch} subjects, but the training set has "
-                f"{counts.size}; lower subjects_per_batch to at most {counts.size}"
+                f"{counts.size}{remedy if counts.size >= 2 else ', and a triplet needs 2'}"
             )
         self._subjects_per_batch = subjects_per_batch
         self._sequences_per_subject = sequences_per_subject

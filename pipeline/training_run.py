@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from gaitgl.model import GaitGL, GaitGLConfig
-from pipeline.batches import TrainingBatches
+from pipeline.batches import TrainingBatches, held_out
 from pipeline.checkpoints import CHECKPOINT, read_checkpoint, save_checkpoint
 from pipeline.data_inputs import data_inputs
 from pipeline.devices import choose_device, lacks_bfloat16, place
@@ -75,18 +75,18 @@ def run_training(
         validation = _validation(store, catalogue, training)
         optimizer = new_optimizer(place(model, device))
         loop = TrainingLoop(
-            stage,
-            training,
-            runtime,
-            config,
-            device,
-            world,
-            stop,
-            state,
-            batches,
-            validation,
-            model,
-            optimizer,
+            stage=stage,
+            training=training,
+            runtime=runtime,
+            config=config,
+            device=device,
+            world=world,
+            stop=stop,
+            state=state,
+            batches=batches,
+            validation=validation,
+            model=model,
+            optimizer=optimizer,
         )
         record = state.folder / "record"
 
@@ -108,9 +108,13 @@ def run_training(
         # with it the open record: the next start goes on there.
         with state.locked() if world.leads else nullcontext():
             made = state.result() if world.leads else None
-            if made is not None:
-                _take_over(made, folder)
-            if not world.any(made is not None):
+            if world.any(made is not None):
+                if made is not None:  # the leading process, which alone has something to do
+                    _take_over(made, folder)
+                    if (record / "run.json").exists():
+                        with tracked(resumed=True) as continued:
+                            _record_result(continued, folder, training.steps)
+            else:
                 loop.resume()
                 with tracked(loop.done > 0) if world.leads else nullcontext() as run:
                     loop.train(run)
@@ -120,11 +124,9 @@ def run_training(
                                 beside / CHECKPOINT, model, config, {**about, "p": model.gem_p}
                             )
                             _write_history(beside / HISTORY, loop.history)
+                        run.keep()  # first: once the result is kept, no step is done again
                         state.keep_result(folder)
                         _record_result(run, folder, training.steps)
-            elif (record / "run.json").exists():
-                with tracked(resumed=True) as run:
-                    _record_result(run, folder, training.steps)
             if world.leads:
                 state.remove()
 
@@ -181,7 +183,8 @@ def _batches(
             pinned=device.type == "cuda",
         )
     except ValueError as error:
-        kept_out = training.validation_subjects
+        subjects = set(store.index.loc[store.index["split"] == "train", "subject"])
+        kept_out = len(subjects.intersection(held_out(store.index, training.validation_subjects)))
         why = f"; {stage}.validation_subjects keeps {kept_out} out of it" if kept_out else ""
         raise PipelineError(f"{stage} cannot start: {error}{why}") from None
 

@@ -144,7 +144,7 @@ def test_held_out_subjects_are_never_trained_on(
         assert seen == trained
         labels = {int(s) for step in range(1, 20) for s in batches.batch(step).labels}
         assert labels == set(range(len(trained)))
-    with pytest.raises(ValueError, match="needs 2 subjects, but the training set has 1"):
+    with pytest.raises(ValueError, match="the training set has 1, and a triplet needs 2"):
         TrainingBatches(store, 2, 2, 4, seed=0, validation_subjects=4)
 
 

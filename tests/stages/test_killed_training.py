@@ -289,6 +289,28 @@ def test_a_process_that_dies_takes_the_others_down_and_the_next_start_goes_on(
     assert [step for step, _ in curves(project)["loss"]] == list(range(1, STEPS + 1))
 
 
+def test_of_several_processes_one_records_what_was_killed_after_its_result(
+    new_project: Callable[..., Project], tmp_path: Path
+) -> None:
+    project = new_project(runtime__processes=2)
+    log = tmp_path / "log"
+    process = project.start(*REPRO, log=log)
+    made = project.folder / "runs" / "finished" / "pretrain" / "checkpoint.safetensors"
+    deadline = time.monotonic() + DEADLINE_S
+    while not made.exists():  # then a second or more goes by before all is recorded
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.005)
+    for one in (psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)):
+        one.kill()
+    process.wait()
+    done = project.run(*REPRO)
+    assert "has ended already, unnoticed by DVC" in done.stderr
+    assert "warning" not in done.stderr
+    assert [step for step, _ in curves(project)["loss"]] == list(range(1, STEPS + 1))
+    assert len(project.mlflow().search_model_versions()) == 1
+    assert leftovers(project) == set()
+
+
 def test_settings_and_code_changed_meanwhile_are_not_noted_for_the_result(
     new_project: Callable[..., Project], whole: Project, tmp_path: Path
 ) -> None:
