@@ -119,6 +119,8 @@ class SilhouetteStore:
         Each is a view of ``[t, WIDTH, HEIGHT]``: who copies many frames copies ``.mT`` faster. At
         one go, since threads that decompress wait for each other between two calls.
         """
+        if not len(numbers):  # zstandard 0.25 divides by their number, and the process dies
+            return []
         sizes = self._lengths[numbers].astype(np.uint64) * (HEIGHT * WIDTH)
         blobs: list[bytes | bytearray | memoryview] = []
         for shard, row in zip(self._shard_numbers[numbers], self._rows[numbers], strict=True):
@@ -158,9 +160,12 @@ class SilhouetteStore:
                 reader = pa.ipc.open_file(pa.memory_map(str(path)))
                 check_schema(path, reader.schema, SHARD)
                 blobs = reader.get_batch(0).column("silhouettes")
-            except (pa.ArrowInvalid, OSError) as error:
-                what = f"missing or cut short ({error})"
+            except (pa.ArrowException, ValueError, OSError) as error:  # no batch is a ValueError
+                what = f"missing, cut short or damaged ({error})"
                 raise PipelineError(f"{path} is {what}; {_REMEDY}") from None
+            needed = 1 + int(self._rows[self._shard_numbers == number].max())
+            if len(blobs) < needed:
+                raise PipelineError(f"{path} has {len(blobs)} of {needed} sequences; {_REMEDY}")
             _, offsets, contents = blobs.buffers()
             self._shards[number] = np.frombuffer(offsets, np.int32), memoryview(contents)
         return self._shards[number]

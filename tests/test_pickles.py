@@ -153,7 +153,7 @@ def test_shard(tmp_path: Path, evil: bytes) -> None:
     write_table(tmp_path / "index.parquet", pd.DataFrame([row], columns=INDEX.names), INDEX)
     shard = tmp_path / "shard.arrow"
     shard.write_bytes(evil)
-    with pytest.raises(PipelineError, match="missing or cut short"):
+    with pytest.raises(PipelineError, match="missing, cut short or damaged"):
         SilhouetteStore(tmp_path).read(0)
     schema = with_pickled_type(SHARD, evil)
     columns = [

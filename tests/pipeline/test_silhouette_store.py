@@ -41,6 +41,7 @@ def test_frames_come_back_in_any_order(
         np.testing.assert_array_equal(read, rows[number][4])
         assert read.mT.flags.c_contiguous  # as it lies in the shard: no copy was made
         assert not read.flags.writeable
+    assert store.read_all([]) == []
     together = store.read_all([1, 2, 1])
     for number, read in zip((1, 2, 1), together, strict=True):
         np.testing.assert_array_equal(read, rows[number][4])
@@ -125,7 +126,7 @@ def test_a_shard_that_is_gone_or_cut_short_is_named(
         shard.unlink()
     else:
         shard.write_bytes(shard.read_bytes()[:left])
-    with pytest.raises(PipelineError, match=rf"{shard.name} is missing or cut short"):
+    with pytest.raises(PipelineError, match=rf"{shard.name} is missing, cut short or damaged"):
         store.read(0)
 
 
@@ -169,3 +170,20 @@ def test_a_damaged_table_of_a_shard_is_told(
     for number in np.flatnonzero(store.index["row"] == 1):
         with pytest.raises(PipelineError, match=rf"{shard.name}: the silhouettes of .* damaged"):
             store.read(int(number))
+
+
+@pytest.mark.parametrize("rows", [None, 0, 1])
+def test_a_shard_of_too_few_sequences_is_told(
+    tmp_path: Path, write_store: WriteStore, noise: Noise, rows: int | None
+) -> None:
+    store = write_store(tmp_path, some_rows(noise))
+    (shard,) = tmp_path.glob("*.arrow")
+    if rows is None:
+        with pa.OSFile(str(shard), "wb") as sink, pa.ipc.new_file(sink, SHARD):
+            pass  # no batch at all
+    else:
+        write_shard(shard, [compress("1", "00", "000", noise(0, 2))] * rows)
+    with pytest.raises(
+        PipelineError, match=rf"{shard.name} (has {rows} of \d seq|is missing, cut)"
+    ):
+        store.read(0)
