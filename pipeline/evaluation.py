@@ -161,18 +161,20 @@ def rank1_by_condition(
 ) -> dict[str, float]:
     """Rank-1 in % of each condition by a protocol of view pairs: the headline, without all else.
 
-    Euclidean distance; identical views are left out, unless there is only one view.
+    Euclidean distance; identical views are left out, unless there is only one view. So is a
+    condition that has nothing else.
     """
     keys, rows = compared_rows(keys, embeddings, protocol)
     method = Method(shown=False)
-    found = {}
+    found: dict[str, float] = {}
     for condition, names in protocol.probes.items():
         if named(names, keys["sequence"]):
             first = first_match(keys, rows, protocol, condition, method)
             (table,) = retrieval.rank_table(first, (1,))  # [V, V]
             alone = len(first.views) == 1
             mean = table[0, 0] if alone else retrieval.mean_without_diagonal(table)
-            found[condition] = float(mean)
+            if not np.isnan(mean):
+                found[condition] = float(mean)
     return found
 
 
@@ -224,6 +226,17 @@ def _result(
             f"All was seen from one view ({views[0]}): there is no pair of different views, and "
             "the headline is rank-1 with identical views.",
         ]
+    estimates = {
+        c: {name: figure.estimate() for name, figure in figures(probes, c).items()}
+        for c in by_condition
+    }
+    without = [c for c, found in estimates.items() if headline not in found]
+    if without:
+        notes = [
+            *notes,
+            f"{', '.join(without)}: no probe is compared in a way that {headline} counts, so that "
+            "the headline is that of the other conditions.",
+        ]
     ranks = range(1, cmc_ranks + 1)
     curves = [
         pd.DataFrame({"condition": c, "rank": ranks, "percent": cmc(probes, c, ranks)})
@@ -234,10 +247,7 @@ def _result(
         views=views,
         headline=headline,
         rank1={c: rank_by_view(probes, c) for c in by_condition},
-        estimates={
-            c: {name: figure.estimate() for name, figure in figures(probes, c).items()}
-            for c in by_condition
-        },
+        estimates=estimates,
         cmc=pd.concat(curves, ignore_index=True),
         det=_det(protocol, by_condition),
         counts=_counts(keys, probes),

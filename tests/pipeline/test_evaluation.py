@@ -386,3 +386,15 @@ def test_a_condition_that_has_no_pair_of_other_views_has_no_figures_of_pairs() -
     result = _result(keys, embeddings, every)
     assert result.estimates["NM"]["rank1"].value == 0
     assert "eer" not in result.estimates["NM"]
+
+
+def test_a_condition_seen_from_the_gallerys_view_alone_is_no_part_of_the_headline() -> None:
+    keys, embeddings = walks(("H-scene1-nm-1", "H-scene2-nm-1", "H-scene2-cl-1"))
+    seen_from = np.where(keys["sequence"] == "H-scene2-cl-1", "090", "000")
+    keys, embeddings = _without(keys, embeddings, keys["view"] != seen_from)
+    result = _result(keys, embeddings, CASIA_E)
+    assert "rank1" not in result.estimates["NM"]
+    (note,) = (note for note in result.notes if note.startswith("NM: "))
+    assert "the headline is that of the other conditions" in note
+    found = rank1_by_condition(keys, embeddings, CASIA_E)
+    assert found == pytest.approx({"CL": result.estimates["CL"]["rank1"].value})
