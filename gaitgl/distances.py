@@ -19,6 +19,8 @@ BLOCK_BYTES = 32 * 2**20
 TILE = 1024
 """Gallery entries that a CPU works on at once, so that their distances stay in its cache: each
 strip goes over them several times, and the product alone gains a quarter."""
+LARGEST = 1e15
+"""Squares of larger numbers, summed over an embedding, could pass float32's range."""
 COPIED_BYTES = 16 * 2**20
 """Of embeddings, what is checked and laid out at once, so that there is one copy, not two."""
 
@@ -46,7 +48,7 @@ def distance_blocks(
         (rows, distances): a slice of `probe_rows`, and float32 [b, m] on the CPU.
 
     Raises:
-        ValueError: the distance is unknown or a value is not finite.
+        ValueError: the distance is unknown, or a value is NaN or beyond LARGEST.
     """
     gallery = _take(embeddings, gallery_rows, distance)  # [s, m, k]; s = 1 if flattened
     # Distances stay as they are when everything is moved to the gallery's centre, and the
@@ -117,7 +119,7 @@ def _take(embeddings: Embeddings, rows: NDArray[np.int64], distance: Distance) -
         (strips, len(rows), c) if by_strip else (1, len(rows), c * strips),
         device=embeddings.device if isinstance(embeddings, Tensor) else "cpu",
     )
-    finite = np.ones(len(rows), np.bool_)
+    usable = np.ones(len(rows), np.bool_)
     step = max(1, COPIED_BYTES // (4 * c * strips))
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
@@ -127,16 +129,16 @@ def _take(embeddings: Embeddings, rows: NDArray[np.int64], distance: Distance) -
         else:
             chosen = torch.from_numpy(np.asarray(embeddings[rows[part]], np.float32))
         low, high = chosen.flatten(1).aminmax(dim=1)  # [b] each; NaN stays NaN
-        finite[part] = (low.isfinite() & high.isfinite()).cpu().numpy()
+        usable[part] = ((low >= -LARGEST) & (high <= LARGEST)).cpu().numpy()
         if by_strip:
             taken[:, part] = chosen.permute(2, 0, 1)  # [b, c, strips] -> [strips, b, c]
         else:
             flat = chosen.flatten(1)  # [b, c * strips]
             taken[0, part] = F.normalize(flat, dim=1) if distance == "cosine" else flat
-    if not finite.all():
-        bad = rows[~finite]
+    if not usable.all():
+        bad = rows[~usable]
         raise ValueError(
-            f"embeddings: {len(bad)} of the {len(rows)} rows looked at hold NaN or infinite values "
-            f"(first: row {bad[0]}); the network that made them has diverged"
+            f"embeddings: {len(bad)} of the {len(rows)} rows looked at hold NaN or numbers beyond "
+            f"{LARGEST:.0e} (first: row {bad[0]}); the network that made them has diverged"
         )
     return taken

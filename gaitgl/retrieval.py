@@ -19,10 +19,11 @@ results from one pass (these, and `gaitgl.verification`'s):
 Rows are sequences: embeddings [n, c, strips] as NumPy array (a memory map will do) or tensor on any
 device, and three string arrays [n] that name the subject, sequence and view of each row.
 
-Ties: where a wrong gallery entry is exactly as far from the probe as a right one (in float32), the
-wrong one ranks first. So ranks do not depend on the order of the rows, and embeddings that are all
-alike score 0, not 100. Of several wrong (or right) entries that are nearest, the first by view,
-subject and row number is named.
+Ties: where a wrong gallery entry is exactly as far from the probe as a right one, the wrong one
+ranks first. So ranks do not depend on the order of the rows, and embeddings that are all alike
+score 0, not 100. Distances are compared as computed: a matrix product in float32 may give equal
+embeddings distances that are a last digit apart. Of several wrong (or right) entries that are
+nearest, the first by view, subject and row number is named.
 """
 
 from collections.abc import Iterator, Sequence

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from gaitgl.distances import LARGEST
 from pipeline.errors import PipelineError, listing
 from pipeline.protocols import Protocol, compared_by_any, named
 from pipeline.settings import Dataset, ProtocolName
@@ -53,9 +54,9 @@ def check_inputs(
     repeated = keys[keys.duplicated(KEY)]
     if len(repeated):
         problems.append(_rows(repeated, f"of {len(keys)} repeat a key"))
-    broken = keys[~_finite(embeddings)]
+    broken = keys[~_usable(embeddings)]
     if len(broken):
-        problems.append(_rows(broken, f"of {len(keys)} hold NaN or infinite values"))
+        problems.append(_rows(broken, f"of {len(keys)} hold NaN or numbers beyond {LARGEST:.0e}"))
     embedded = pd.MultiIndex.from_frame(keys[KEY])
     known = _of_test(sequences)
     strange = keys[~embedded.isin(pd.MultiIndex.from_frame(known))]
@@ -72,12 +73,20 @@ def check_inputs(
             f"{len(names)} sequence(s) that are compared have silhouettes, but no embedding:\n"
             f"{listing(names, 5)}"
         )
-    problems += [problem for protocol in protocols for problem in _problems(protocol, keys)]
+    problems += [problem for protocol in protocols for problem in _strange_views(protocol, keys)]
+    absent = [problem for protocol in protocols for problem in _absent_parts(protocol, keys)]
+    remedies = []
     if problems:
-        text = "\n".join(problems)
+        remedies.append(f"`dvc repro -f -s embed@{dataset}` makes embeddings of what is there now.")
+    if absent:
+        remedies.append(
+            "Does the release hold such sequences? Those that normalize refused, for instance by "
+            f"normalize.min_frames, are in data/{dataset}/silhouettes/refusals.parquet."
+        )
+    if remedies:
+        text = "\n".join([*problems, *absent, *remedies])
         raise PipelineError(
-            f"{dataset}: embeddings, catalogue and protocols do not belong together:\n{text}\n"
-            f"`dvc repro -f -s embed@{dataset}` makes embeddings of what is there now."
+            f"{dataset}: embeddings, catalogue and protocols do not belong together:\n{text}"
         )
 
 
@@ -97,30 +106,28 @@ def refused_words(sequences: pd.DataFrame, keys: pd.DataFrame, protocol: Protoco
     ]
 
 
-def _problems(protocol: Protocol, keys: pd.DataFrame) -> list[str]:
-    """What keeps a protocol from being applied to rows with these keys."""
-    problems = []
-    used = keys[protocol.compares(keys["sequence"], keys["view"])]
+def _strange_views(protocol: Protocol, keys: pd.DataFrame) -> list[str]:
+    """What a protocol cannot make sense of, of rows with these keys."""
     unknown = protocol.unknown_views(keys)
-    if len(unknown):
-        problems.append(
-            _rows(
-                unknown,
-                f"at views that {protocol.name} does not know ({_few(unknown['view'])}; it knows "
-                f"{', '.join(protocol.views)})",
-            )
+    if unknown.empty:
+        return []
+    what = f"{_few(unknown['view'])}; it knows {', '.join(protocol.views)}"
+    return [_rows(unknown, f"at views that {protocol.name} does not know ({what})")]
+
+
+def _absent_parts(protocol: Protocol, keys: pd.DataFrame) -> list[str]:
+    """What a protocol needs and does not find among rows with these keys."""
+    used = keys[protocol.compares(keys["sequence"], keys["view"])]
+    held = _few(keys["sequence"]) or "none"
+    return [
+        f"{protocol.name}: no {part} ({words}) among {len(keys)} embeddings, whose sequences are "
+        f"{held}"
+        for part, names, words in (
+            ("gallery", protocol.gallery, protocol.gallery_words),
+            ("probe", protocol.all_probes, protocol.probe_words),
         )
-    for part, names, words in (
-        ("gallery", protocol.gallery, protocol.gallery_words),
-        ("probe", protocol.all_probes, protocol.probe_words),
-    ):
-        if not used["sequence"].isin(named(names, used["sequence"])).any():
-            held = _few(keys["sequence"])
-            problems.append(
-                f"{protocol.name}: no {part} ({words}) among {len(keys)} embeddings, whose "
-                f"sequences are {held or 'none'}"
-            )
-    return problems
+        if not used["sequence"].isin(named(names, used["sequence"])).any()
+    ]
 
 
 def _of_test(table: pd.DataFrame) -> pd.DataFrame:
@@ -128,13 +135,14 @@ def _of_test(table: pd.DataFrame) -> pd.DataFrame:
     return table.loc[table["split"] == "test", KEY]
 
 
-def _finite(embeddings: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-    """Which rows hold numbers only: bool [n]; a few rows at a time, for it may be a memory map."""
-    finite = np.ones(len(embeddings), np.bool_)
+def _usable(embeddings: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """Which rows distances can be computed of: bool [n]; a few rows at a time, for it may be a
+    memory map."""
+    usable = np.ones(len(embeddings), np.bool_)
     for first in range(0, len(embeddings), ROWS_AT_A_TIME):
         rows = slice(first, first + ROWS_AT_A_TIME)
-        finite[rows] = np.isfinite(embeddings[rows]).all(axis=(1, 2))
-    return finite
+        usable[rows] = (np.abs(embeddings[rows]) <= LARGEST).all(axis=(1, 2))  # NaN is not
+    return usable
 
 
 def _rows(rows: pd.DataFrame, what: str) -> str:

@@ -66,8 +66,11 @@ def test_pairs_are_as_far_apart_as_by_definition(embeddings: Array, distance: An
 
 
 def test_bad_rows_are_counted(embeddings: Array) -> None:
-    embeddings[4] = np.nan
-    with pytest.raises(ValueError, match="1 of the 2 rows"):
-        pair_distances(embeddings, np.array([4, 0]), np.array([1, 1]), "euclidean")
+    for bad in (np.nan, np.inf, -1e25):  # whose square float32 does not know
+        embeddings[4] = bad
+        with pytest.raises(ValueError, match=r"1 of the 2 rows .* beyond 1e\+15"):
+            pair_distances(embeddings, np.array([4, 0]), np.array([1, 1]), "euclidean")
+    embeddings[4] = 1e15
+    assert np.isfinite(matrix(embeddings, np.arange(9), np.arange(9), "euclidean")).all()
     with pytest.raises(ValueError, match="expected one of"):
         pair_distances(embeddings, np.array([0]), np.array([1]), "manhattan")  # type: ignore[arg-type]

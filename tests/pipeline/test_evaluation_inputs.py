@@ -59,9 +59,9 @@ def test_repeated_keys_are_named() -> None:
 
 def test_embeddings_that_are_not_numbers_are_named() -> None:
     keys, embeddings = walks(("00", "01"))
-    embeddings[3, 0, 0], embeddings[70] = np.nan, np.inf
+    embeddings[3, 0, 0], embeddings[70], embeddings[71] = np.nan, np.inf, -2e15
     told = _check(keys, embeddings)
-    assert "2 embedding(s) of 72 hold NaN or infinite values:\n  row 3: 00002 01 000" in told
+    assert "3 embedding(s) of 72 hold NaN or numbers beyond 1e+15:\n  row 3: 00002 01 000" in told
 
 
 def test_embeddings_of_other_data_are_named() -> None:
@@ -98,6 +98,8 @@ def test_an_empty_gallery_or_probe_set_is_told(kept: str, lacking: str) -> None:
     for protocol in ("view_pairs", "all_views"):
         assert f"{protocol}: no {lacking} (sequence " in told
     assert f"among 36 embeddings, whose sequences are {kept}" in told
+    assert "data/oumvlp/silhouettes/refusals.parquet" in told
+    assert "dvc repro -f -s embed" not in told
 
 
 def test_views_that_the_protocol_does_not_know_are_told() -> None:
