@@ -64,6 +64,12 @@ class GaitGLConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))  # lists come from settings
+        sizes = (*self.channels, self.height, self.parts, self.lta_kernel, self.lta_stride)
+        if any(type(size) is not int for size in sizes):
+            raise ValueError(
+                "GaitGLConfig: channels, height, parts, lta_kernel and lta_stride must be whole "
+                f"numbers, got {', '.join(map(repr, sizes))}"
+            )
         problems = []
         if len(self.channels) != 6 or any(c < 1 for c in self.channels):
             problems.append(f"channels: expected 6 positive widths, got {self.channels}")

@@ -54,6 +54,12 @@ def read_checkpoint(path: Path) -> tuple[GaitGLConfig, dict[str, Tensor], dict[s
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], source: Path | str) -> None:
     """Copy weights key by key. PipelineError names every missing, extra or misshapen one."""
+    check_weights(model, weights, source)
+    model.load_state_dict(weights)
+
+
+def check_weights(model: nn.Module, weights: dict[str, Tensor], source: Path | str) -> None:
+    """PipelineError, as by ``load_weights``, unless weights fit a network, also one on "meta"."""
     own = model.state_dict()
     problems = [f"missing: {name} {list(own[name].shape)}" for name in own if name not in weights]
     problems += [
@@ -71,4 +77,3 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], source: Path | st
             f"the weights of {source} do not fit this network:\n{listing(problems, 20)}\n"
             "Was `model` changed after that checkpoint was trained?"
         )
-    model.load_state_dict(weights)

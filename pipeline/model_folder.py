@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 import yaml
 
 from gaitgl.model import GaitGL
-from pipeline.checkpoints import load_weights, read_checkpoint
+from pipeline.checkpoints import check_weights, load_weights, read_checkpoint
 from pipeline.errors import PipelineError
 from pipeline.pyfunc import WIDTH, Embedder
 
@@ -91,6 +92,8 @@ def open_model(folder: Path) -> Embedder:
 def read_network(checkpoint: Path) -> GaitGL:
     """A checkpoint's network with its weights, on the CPU."""
     config, weights, _ = read_checkpoint(checkpoint)
+    with torch.device("meta"):  # first: a stranger's file may ask for more memory than there is
+        check_weights(GaitGL(config), weights, checkpoint)
     network = GaitGL(config)
     load_weights(network, weights, checkpoint)
     return network

@@ -352,6 +352,14 @@ def test_all_config_problems_are_named_at_once() -> None:
     assert all(re.search(rf"\b{name}\b", str(error.value)) for name in named.split())
 
 
+@pytest.mark.parametrize(
+    "sizes", [{"channels": (2, 2, 4, 4, 4, True)}, {"lta_kernel": 3.0}, {"height": "64"}]
+)
+def test_sizes_must_be_whole_numbers(sizes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="must be whole numbers, got "):
+        GaitGLConfig(**sizes)
+
+
 @pytest.mark.parametrize("height", [0, 1, 63, -2])
 def test_height_must_be_even_and_positive(height: int) -> None:
     with pytest.raises(ValueError, match="height"):

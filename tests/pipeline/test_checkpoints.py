@@ -138,6 +138,12 @@ def impossible_architecture(path: Path) -> None:
     safetensors.torch.save_file({"x": torch.zeros(2)}, path, {"gaitgl": json.dumps(header)})
 
 
+def widths_that_are_no_integers(path: Path) -> None:
+    architecture = {**asdict(CONFIG), "channels": [2.0] * 6}
+    header = {"format": FORMAT, "architecture": architecture, "info": {}}
+    safetensors.torch.save_file({"x": torch.zeros(2)}, path, {"gaitgl": json.dumps(header)})
+
+
 def nothing_but_the_format(path: Path) -> None:
     safetensors.torch.save_file(
         {"x": torch.zeros(2)}, path, {"gaitgl": json.dumps({"format": FORMAT})}
@@ -158,6 +164,7 @@ def nothing_but_the_format(path: Path) -> None:
         no_json,
         unknown_architecture,
         impossible_architecture,
+        widths_that_are_no_integers,
         nothing_but_the_format,
     ],
 )

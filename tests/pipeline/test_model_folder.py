@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import yaml
 
+from gaitgl.model import GaitGL, GaitGLConfig
+from pipeline.checkpoints import save_checkpoint
 from pipeline.errors import PipelineError
 from pipeline.model_folder import open_model, read_network
 from pipeline.pyfunc import Embedder
@@ -168,6 +170,14 @@ def test_a_folder_that_is_no_model_of_ours_is_not_opened(
     description.write_text(json.dumps(tree), encoding="utf-8")
     with pytest.raises(PipelineError, match=r"MLmodel(:| describes no model)"):
         open_model(folder)
+
+
+def test_a_checkpoint_that_asks_for_more_memory_than_there_is_is_not_built(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    network = GaitGL(GaitGLConfig(channels=(2, 2, 2, 2, 2, 2)))
+    save_checkpoint(path, network, GaitGLConfig(channels=(10**7,) * 6), {})
+    with pytest.raises(PipelineError, match="do not fit this network"):
+        read_network(path)
 
 
 def test_a_folder_without_a_description_is_named(tmp_path: Path) -> None:
