@@ -64,12 +64,14 @@ def _checked(silhouettes: Any, height: int) -> npt.NDArray[np.float32]:
     try:
         x = np.asarray(silhouettes)
     except ValueError:  # lists that are not equally long
-        x = np.asarray(None)
-    if x.dtype.kind not in "iuf":
         raise ValueError(
-            f"{expected}; got {x.dtype} in place of numbers: sequences of different lengths need a "
-            "call each"
-        )
+            f"{expected}; got lists that differ in length: a sequence of another length needs a "
+            "call of its own"
+        ) from None
+    if x.dtype.kind == "b":
+        raise ValueError(f"{expected}; got booleans: multiply a mask by 255")
+    if x.dtype.kind not in "iuf":
+        raise ValueError(f"{expected}; got {type(silhouettes).__name__} of {x.dtype}")
     if x.ndim != 4 or x.shape[2:] != (height, WIDTH) or 0 in x.shape:
         raise ValueError(f"{expected}, n and t at least 1; got shape {list(x.shape)}")
     low, high = x.min(), x.max()
@@ -78,7 +80,7 @@ def _checked(silhouettes: Any, height: int) -> npt.NDArray[np.float32]:
             raise ValueError(
                 f"{expected}; got floats from {low} to {high}: grey levels are divided by 255"
             )
-        return np.asarray(x, np.float32)
+        return np.array(x, np.float32, order="C")  # the network's own, whatever was given
     if not 0 <= low <= high <= 255:
         raise ValueError(f"{expected}; got integers from {low} to {high}")
     if high == 1:

@@ -1,4 +1,5 @@
 import ast
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +78,14 @@ def test_a_batch_in_pieces_is_embedded_like_its_sequences(
         (grey(1, 3).astype(np.int32) + 1, "integers from 1 to 256"),
         (grey(1, 3).astype(np.int8), "integers from -128"),
         (grey(1, 3) // 128, "integers 0 and 1 only: multiply a mask by 255"),
-        (grey(1, 3) > 0, "got bool in place of numbers"),
-        ([grey(1, 3)[0].tolist(), grey(1, 2)[0].tolist()], "lengths need a call each"),
-        ("silhouettes", "in place of numbers"),
-        (None, "in place of numbers"),
-        ({"silhouettes": 1}, "in place of numbers"),
+        (grey(1, 3) > 0, "got booleans: multiply a mask by 255"),
+        (
+            [grey(1, 3)[0].tolist(), grey(1, 2)[0].tolist()],
+            "another length needs a call of its",
+        ),
+        ("silhouettes", "got str of <U11"),
+        (None, "got NoneType of object"),
+        ({"silhouettes": 1}, "got dict of object"),
     ],
 )
 def test_anything_else_is_refused_with_what_was_expected(
@@ -90,6 +94,15 @@ def test_anything_else_is_refused_with_what_was_expected(
     expected = r"expected silhouettes \[n, t, 64, 44\], integers in 0..255 or floats in \[0, 1\]"
     with pytest.raises(ValueError, match=f"{expected}.*{told}"):
         embedder.predict(silhouettes)
+
+
+def test_mirrored_and_read_only_arrays_will_do(embedder: Embedder) -> None:
+    silhouettes = (grey(1, 3) / np.float32(255)).astype(np.float32)
+    expected = embedder.predict(silhouettes[..., ::-1].copy())
+    given = silhouettes[..., ::-1]
+    given.flags.writeable = False
+    with warnings.catch_warnings(action="error"):
+        np.testing.assert_array_equal(embedder.predict(given), expected)
 
 
 def test_a_checkpoint_is_loaded_as_the_pipeline_loads_it(checkpoint: Path) -> None:
