@@ -133,7 +133,11 @@ def _shared(one: list[Probes], other: list[Probes]) -> tuple[list[Probes], list[
 def _read(path: Path) -> list[Probes]:
     if not path.exists():
         raise PipelineError(f"{path} is missing: name a report's folder, reports/casia_e say")
-    if not path.is_dir():
+    if path.is_file() and path.suffix != PLACE.suffix:
+        raise PipelineError(
+            f"{path} is no report: name its folder, reports/casia_e say, or {PLACE}"
+        )
+    if path.is_file():
         return read_probes(path)
     if (path / "tables" / "submission.csv").exists():
         raise PipelineError(

@@ -5,8 +5,8 @@ float32 [n, t, 64, 44] in [0, 1] with any n and t from 1, and gives ``embeddings
 [n, c, strips].
 """
 
+import argparse
 import logging
-import sys
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,9 +30,17 @@ TRIED = ((1, 1), (2, 2), (1, 3), (3, 10), (1, 45))
 
 
 def main() -> None:
-    arguments = [Path(argument) for argument in sys.argv[1:]]
-    checkpoint = arguments[0] if arguments else CHECKPOINT
-    target = arguments[1] if len(arguments) > 1 else FOLDER / f"{checkpoint.parent.name}.onnx"
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
+    parser.add_argument("checkpoint", type=Path, nargs="?", default=CHECKPOINT)
+    parser.add_argument("file", type=Path, nargs="?", help="exports/<the checkpoint's folder>.onnx")
+    given = parser.parse_args()
+    checkpoint: Path = given.checkpoint
+    target: Path = given.file or FOLDER / f"{checkpoint.parent.name}.onnx"
+    if target.is_dir():
+        raise PipelineError(
+            f"{target} is a folder: name the file to be written, exports/x.onnx say"
+        )
     network = read_network(checkpoint)
     with new_file(target) as beside:
         export(network, beside)

@@ -91,7 +91,9 @@ def result_text(folder: Path) -> str:
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     lines = [""]
     path = folder / "tables" / "summary.csv"
-    summary = pd.read_csv(path, dtype=str) if path.exists() else pd.DataFrame({"protocol": []})
+    summary = pd.DataFrame({"protocol": []})
+    if path.exists():  # a condition may be called NA
+        summary = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
     # metrics.json has its keys in alphabetical order
     for name in dict.fromkeys([*summary["protocol"], *metrics["protocols"]]):
         protocol = metrics["protocols"][name]

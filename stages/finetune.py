@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from gaitgl.model import GaitGL
+from pipeline.arguments import no_arguments
 from pipeline.checkpoints import load_weights, read_checkpoint
 from pipeline.distributed import spread
 from pipeline.errors import run_stage
@@ -49,4 +50,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    no_arguments(__doc__)
     run_stage(main)

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from gaitgl.model import GaitGL, GaitGLConfig
+from pipeline.arguments import no_arguments
 from pipeline.distributed import spread
 from pipeline.errors import run_stage
 from pipeline.settings import Settings
@@ -37,4 +38,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    no_arguments(__doc__)
     run_stage(main)

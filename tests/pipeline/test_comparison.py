@@ -174,6 +174,9 @@ def test_a_missing_report_is_named(tmp_path: Path, reports: dict[str, Path]) -> 
     ):
         with pytest.raises(PipelineError, match=told):
             compare(reports["better"], path)
+    (tmp_path / "metrics.json").touch()
+    with pytest.raises(PipelineError, match=r"metrics\.json is no report: name its folder"):
+        compare(tmp_path / "metrics.json", reports["better"])
 
 
 def test_figures_of_matched_probes_are_told_where_they_differ(tmp_path: Path) -> None:

@@ -95,6 +95,14 @@ def test_a_file_that_computes_something_else_is_not_written(
     assert written == (["finetune.onnx"] if same else [])
 
 
+def test_a_folder_in_the_place_of_the_file_is_told_before_the_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["onnx_export", "absent.safetensors", str(tmp_path)])
+    with pytest.raises(PipelineError, match=f"{tmp_path} is a folder: name the file"):
+        onnx_export.main()
+
+
 def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_export, "find_spec", lambda name: None)
     with pytest.raises(PipelineError, match="onnx and onnxscript missing: make setup"):

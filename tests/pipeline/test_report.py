@@ -1,6 +1,7 @@
 """What a report holds, and that it is the same bytes every time."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -135,6 +136,14 @@ def test_one_condition_of_several_keeps_its_name(tmp_path: Path) -> None:
     flat = _written(tmp_path / "r", evaluation, CASIA_E)
     assert {"CL_rank1", "all_views_CL_map"} <= set(flat)
     assert "rank1" not in flat
+
+
+def test_a_condition_may_have_the_name_that_pandas_gives_to_nothing(tmp_path: Path) -> None:
+    (protocol,) = (replace(p, probes={"NA": ("00",)}) for p in OumvlpRelease.protocols[:1])
+    keys, embeddings = walks(("00", "01"), views=("000", "090"))
+    protocols = (replace(protocol, probes={"NA": ("00",), "NM": ("00",)}),)
+    _written(tmp_path, evaluate(keys, embeddings, protocols, Method(shown=False), 5), protocols)
+    assert re.search(r"^ +NA +\d", result_text(tmp_path), re.MULTILINE)
 
 
 def test_an_estimate_without_interval_has_no_ends(tmp_path: Path, of_oumvlp: Evaluation) -> None:
