@@ -25,6 +25,7 @@ import yaml
 from gaitgl.model import GaitGL
 from pipeline.checkpoints import check_weights, load_weights, read_checkpoint
 from pipeline.errors import PipelineError
+from pipeline.mlflow_import import import_mlflow
 from pipeline.pyfunc import WIDTH, Embedder
 
 LOADER = "gaitgl_pyfunc"
@@ -36,6 +37,7 @@ REQUIREMENTS = ("mlflow", "numpy", "safetensors", "torch")
 
 def write_model(folder: Path, checkpoint: Path) -> None:
     """Make ``folder``, a model in MLflow's format, of a checkpoint; it needs no tracking server."""
+    import_mlflow()
     import mlflow.pyfunc
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec

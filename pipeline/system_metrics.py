@@ -8,9 +8,12 @@ import logging
 from contextlib import suppress
 from typing import Any
 
+from pipeline.mlflow_import import import_mlflow
+
 
 def monitors() -> list[Any]:
     """Collectors for ``sample``; the import takes seconds."""
+    import_mlflow()
     from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
     from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
 
