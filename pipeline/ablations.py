@@ -20,13 +20,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from pipeline import dvc_data
 from pipeline.ablation_page import Claim, Outcome, Outcomes, Variant, ablations_page
 from pipeline.check import WALKERS
 from pipeline.commits import git
 from pipeline.errors import PipelineError, listing, run_stage
 from pipeline.estimates import figures
 from pipeline.files import new_folder, write_bytes
-from pipeline.mlflow_store import find_runs, open_store, tracking_uri
+from pipeline.mlflow_store import find_runs, open_store, reason, store_errors, tracking_uri
 from pipeline.probe_table import read_probes
 from pipeline.settings import DATASETS, TRAINED_BY, Settings
 from pipeline.tracking import DVC_EXPERIMENT_TAG
@@ -275,24 +276,29 @@ def fetched(name: str) -> Path:
     """The files of an experiment that ``outcome`` reads, in a folder."""
     with new_folder(FETCHED / name) as folder:  # DVC's links to its cache must not be written to
         for dataset in DATASETS:
-            _get(name, f"reports/{dataset}/tables", folder / dataset)
+            dvc_data.get(f"reports/{dataset}/tables", name, folder / dataset)
         for stage in STAGES:
             (folder / stage).mkdir()
-            _get(name, f"models/{stage}/history.csv", folder / stage / "history.csv")
-        _get(name, "params.yaml", folder / "params.yaml")
+            dvc_data.get(f"models/{stage}/history.csv", name, folder / stage / "history.csv")
+        dvc_data.get("params.yaml", name, folder / "params.yaml")
     return FETCHED / name
 
 
-def _get(name: str, path: str, to: Path) -> None:
-    _dvc("get", ".", path, "--rev", name, "--out", str(to))
-
-
 def _training_seconds() -> dict[str, dict[str, float]]:
-    """How long the stages of each experiment ran, by name and stage, as MLflow knows it."""
+    """How long the stages of each experiment ran, by name and stage, as MLflow knows it; none where
+    it does not answer."""
     seconds: dict[str, dict[str, float]] = {}
     of_ablations = f"tags.{DVC_EXPERIMENT_TAG} LIKE 'ablation-%'"
     condition = f"{of_ablations} AND attributes.status = 'FINISHED'"
-    for run in find_runs(open_store(tracking_uri()), condition):
+    try:
+        runs = find_runs(open_store(tracking_uri()), condition)
+    except store_errors() as error:
+        sys.stderr.write(
+            "warning: how long trainings took is left out, the MLflow store (MLFLOW_TRACKING_URI) "
+            f"does not answer: {reason(error)}\n"
+        )
+        return {}
+    for run in runs:
         by_stage = seconds.setdefault(run.data.tags[DVC_EXPERIMENT_TAG], {})
         took = (run.info.end_time - run.info.start_time) / 1000
         by_stage.setdefault(run.data.tags["stage"], took)  # the latest comes first
@@ -343,8 +349,10 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N - 1 (3)")
-    parser.add_argument("--jobs", type=int, default=1, help="experiments at the same time (1)")
+    parser.add_argument("--seeds", type=_positive, default=3, help="seeds 0 to N - 1 (3)")
+    parser.add_argument(
+        "--jobs", type=_positive, default=1, help="experiments at the same time (1)"
+    )
     parser.add_argument(
         "-S",
         dest="settings",
@@ -355,6 +363,13 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--page", action="store_true", help="run nothing, write what is there")
     return parser.parse_args()
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"at least 1 is needed, got {text}")
+    return number
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import Any
 from filelock import FileLock
 
 from pipeline.files import write_json
+from pipeline.mlflow_import import import_mlflow
 from pipeline.run_record import Record
 
 # read when mlflow is imported or first called: no telemetry, no address (it may hold a password)
@@ -83,6 +84,7 @@ def record_folders() -> list[Path]:
 
 def open_store(uri: str) -> Any:
     """A client of MLflow's for ``deliver``; raises ``store_errors()``."""
+    import_mlflow()
     from mlflow.tracking import MlflowClient
 
     for name in ("mlflow", "alembic"):  # the import has set them to tell of every migration
@@ -101,6 +103,7 @@ def open_store(uri: str) -> Any:
 
 def look_up(model: str) -> None:
     """Find a model by its address, ``models:/gaitgl@champion`` say, or raise MLflow's error."""
+    import_mlflow()
     from mlflow.models import get_model_info
 
     get_model_info(model)
@@ -108,6 +111,7 @@ def look_up(model: str) -> None:
 
 def store_errors() -> tuple[type[Exception], ...]:
     """What is raised where a store does not answer, or refuses; the import takes seconds."""
+    import_mlflow()
     import requests
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -258,19 +262,31 @@ def _run_that_made(client: Any, digest: str) -> Any:
     return found[0] if found else None
 
 
+def deleted(client: Any, experiment_name: str) -> str:
+    """Why an experiment takes no runs, where its user deleted it, and what helps; else empty."""
+    experiment = client.get_experiment_by_name(experiment_name)
+    if experiment is None or experiment.lifecycle_stage != "deleted":
+        return ""
+    return (
+        f"experiment {experiment_name} was deleted: `mlflow experiments restore -x "
+        f"{experiment.experiment_id}` brings it back, another runtime.experiment begins anew"
+    )
+
+
 def find_runs(client: Any, condition: str, *, deleted: bool = False) -> list[Any]:
     """Runs of any experiment, the last one first; ``condition`` is in MLflow's words.
 
-    ``deleted``: those in the bin, too.
+    ``deleted``: those in the bin, too, by themselves or with their experiment.
     """
     from mlflow.entities import ViewType
 
-    experiments = [experiment.experiment_id for experiment in all_pages(client.search_experiments)]
+    kind = ViewType.ALL if deleted else ViewType.ACTIVE_ONLY
+    experiments = all_pages(client.search_experiments, view_type=kind)
     return all_pages(
         client.search_runs,
-        experiment_ids=experiments,
+        experiment_ids=[experiment.experiment_id for experiment in experiments],
         filter_string=condition,
-        run_view_type=ViewType.ALL if deleted else ViewType.ACTIVE_ONLY,
+        run_view_type=kind,
         order_by=["attributes.start_time DESC"],
     )
 

@@ -11,12 +11,18 @@ from typing import Any
 
 from pipeline import mlflow_store
 from pipeline.errors import PipelineError, run_stage
+from pipeline.evaluation_run import NEVER_BEHIND
 from pipeline.registry import NAME
 from pipeline.run_record import FINISHED
 
 CHAMPION = "champion"
 DATASET = "casia_e"
 """Whose evaluations decide."""
+EVALUATIONS = (
+    f"tags.stage = 'evaluate' and tags.dataset = '{DATASET}' and attributes.status = '{FINISHED}'"
+)
+NO_MATTER = (*NEVER_BEHIND[DATASET], "evaluate.cmc_ranks", "evaluate.submission.")
+"""Settings that do not change the headline, by how their names begin."""
 
 
 def main() -> None:
@@ -94,6 +100,12 @@ def standing(client: Any) -> Standing:
             stage, trained_ms = version.tags["stage"], int(version.tags["trained_ms"])
             candidates[number] = Candidate(number, stage, trained_ms, rank1, run.info.run_id)
     if like is None:
+        binned = mlflow_store.find_runs(client, EVALUATIONS, deleted=True)
+        if len(binned) > len(mlflow_store.find_runs(client, EVALUATIONS)):
+            raise PipelineError(
+                f"evaluations on {DATASET} were deleted in MLflow, and no other tells of a version "
+                f"of {NAME!r}: restore their experiment, or their runs, there"
+            )
         raise PipelineError(
             f"no version of {NAME!r} has an evaluation on {DATASET} in this store: `dvc repro` "
             f"makes one, `dvc repro -f -s evaluate@{DATASET}` makes it again"
@@ -113,11 +125,7 @@ def _evaluations(client: Any) -> Iterator[tuple[Any, float]]:
 
     Those without one are passed over: of a competition, whose probes have no labels.
     """
-    wanted = (
-        f"tags.stage = 'evaluate' and tags.dataset = '{DATASET}' "
-        f"and attributes.status = '{FINISHED}'"
-    )
-    for run in mlflow_store.find_runs(client, wanted):
+    for run in mlflow_store.find_runs(client, EVALUATIONS):
         rank1 = run.data.metrics.get(mlflow_store.HEADLINE)
         if rank1 is not None:
             yield run, rank1
@@ -131,7 +139,11 @@ def _upstream(run: Any) -> list[str]:
 
 def _conditions(run: Any) -> tuple[str, dict[str, str]]:
     """What must be alike for two evaluations to be compared."""
-    settings = {n: v for n, v in run.data.params.items() if n.startswith("evaluate.")}
+    settings = {
+        name: value
+        for name, value in run.data.params.items()
+        if name.startswith("evaluate.") and not name.startswith(NO_MATTER)
+    }
     return run.data.tags.get(mlflow_store.DATA_TAG, ""), settings
 
 

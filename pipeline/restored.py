@@ -34,6 +34,11 @@ from pipeline.training_run import HISTORY
 
 TAG = "restored"
 
+STALE = (
+    "not that of the present settings and code, so not recorded: `dvc checkout` or `dvc repro` "
+    "makes it so"
+)
+
 
 def main() -> None:
     settings = Settings.load()
@@ -44,6 +49,9 @@ def main() -> None:
     ]
     try:
         client = mlflow_store.open_store(mlflow_store.tracking_uri())
+        if problem := mlflow_store.deleted(client, settings.runtime.experiment):
+            sys.stderr.write(f"warning: results that DVC restored get no rows: {problem}\n")
+            return
         without_run = [
             stage for stage in trained if not _has_run(client, sha256(_model(stage) / CHECKPOINT))
         ]
@@ -61,12 +69,12 @@ def main() -> None:
         if _is_up_to_date(stage):
             _record_training(stage, settings)
         else:
-            print(f"{_model(stage)}: not that of the present settings and code, so not recorded")
+            print(f"{_model(stage)}: {STALE}")
     for dataset in missing:
         if _is_up_to_date(f"evaluate@{dataset}"):
             _record_report(dataset, settings)
         else:
-            print(f"{_report(dataset)}: not that of the present settings and code, so not recorded")
+            print(f"{_report(dataset)}: {STALE}")
     for result in of_experiments:
         try:
             _record_experiment(result)
@@ -98,7 +106,7 @@ def _record_training(stage: str, settings: Settings) -> None:
         run.artifact(history)
         run.model(checkpoint)
         run.made(sha256(checkpoint))
-    print(f"{_model(stage)}: DVC had it already; now a run and a version of the model in MLflow")
+    _say(f"{_model(stage)}", run, "a run and a version of the model")
 
 
 def _record_report(dataset: Dataset, settings: Settings) -> None:
@@ -107,7 +115,7 @@ def _record_report(dataset: Dataset, settings: Settings) -> None:
     catalogue = Path("data", dataset, "catalogue")
     with evaluation_run(dataset, settings, made_by, catalogue, {TAG: "true"}) as run:
         record_report(run, dataset, settings, report, written_metrics(report))
-    print(f"{report}: DVC had it already; now a row in MLflow")
+    _say(f"{report}", run, "a row")
 
 
 def _record_experiment(result: Restored) -> None:
@@ -123,7 +131,12 @@ def _record_experiment(result: Restored) -> None:
         report, catalogue = folder / "reports", folder / "catalogue"
         with evaluation_run(result.dataset, settings, made_by, catalogue, tags) as run:
             record_report(run, result.dataset, settings, report, written_metrics(report))
-    print(f"{result.name}, {result.dataset}: DVC had it already; now a row in MLflow")
+    _say(f"{result.name}, {result.dataset}", run, "a row")
+
+
+def _say(what: str, run: TrackedRun, becomes: str) -> None:
+    if run.delivered:  # otherwise it has said itself what waits
+        print(f"{what}: DVC had it already; now {becomes} in MLflow")
 
 
 def _model(stage: str) -> Path:

@@ -1,17 +1,17 @@
 """DVC experiments whose results have no row in MLflow, as DVC restored them from its cache."""
 
 import re
-import subprocess
-import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from pipeline import mlflow_store
+from pipeline import dvc_data, mlflow_store
 from pipeline.commits import git
 from pipeline.errors import PipelineError
+from pipeline.evaluation_run import result_digest
 from pipeline.files import sha256
 from pipeline.settings import DATASETS, TRAINED_BY, Dataset, Settings
 from pipeline.tracking import DVC_EXPERIMENT_TAG
@@ -28,20 +28,43 @@ class Restored(NamedTuple):
     dataset: Dataset
 
 
+class Told(NamedTuple):
+    """What a run of an evaluation says: its experiment (or empty), and the digest of its result."""
+
+    experiment: str
+    dataset: str
+    digest: str
+
+
 def experiments_without_row(client: Any) -> Iterator[Restored]:
-    """The results that experiments made, as opposed to left as they were, and no run tells of."""
-    told = _told(client)
-    for line in git("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps").splitlines():
-        commit, ref = line.split(" ", 1)
-        found = REF.fullmatch(ref)
-        if found is None:  # DVC's own: the queue, and what it is at work on
-            continue
-        locked, before = _lock(commit), _lock(found["two"] + found["rest"])
+    """The results that experiments made, as opposed to left as they were, and no run tells of.
+
+    A run tells of a result under its experiment's name, or under one that is gone: experiments are
+    renamed. Where no lock tells what was there before, any run of the result does.
+    """
+    told = list(_told(client))
+    listed = git("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps").splitlines()
+    found = [(commit, REF.fullmatch(ref)) for commit, ref in map(str.split, listed)]
+    # the rest is DVC's own: the queue, and what it is at work on
+    experiments = [(commit, match) for commit, match in found if match is not None]
+    names = {match["name"] for _, match in experiments}
+    for commit, match in experiments:
+        locked, before = _lock(commit), _lock(match["two"] + match["rest"])
         for dataset in DATASETS:
             stage = f"evaluate@{dataset}"
-            made = stage in locked and locked[stage] != before.get(stage)
-            if made and (found["name"], dataset) not in told:
-                yield Restored(found["name"], commit, dataset)
+            if stage not in locked or locked[stage] == before.get(stage):
+                continue
+            result = Restored(match["name"], commit, dataset)
+            digest = _digest(result, locked[stage])
+            others = names - {result.name} | ({""} if before else set())
+            if not any(
+                one.experiment == result.name
+                if digest is None
+                else one.digest == digest and one.experiment not in others
+                for one in told
+                if one.dataset == dataset
+            ):
+                yield result
 
 
 def fetch(result: Restored, folder: Path) -> tuple[Settings, dict[str, str]]:
@@ -50,9 +73,7 @@ def fetch(result: Restored, folder: Path) -> tuple[Settings, dict[str, str]]:
     Returns its settings and what its embeddings were made by. PipelineError where something is in
     DVC's cache no more, or was made under settings that are not known today.
     """
-    params = folder / "params.yaml"
-    params.write_text(git("show", f"{result.commit}:./params.yaml"), encoding="utf-8")
-    settings = Settings.load(params)
+    settings = _settings(result.commit, folder)
     stage, dataset = TRAINED_BY[result.dataset], result.dataset
     needed = {
         f"reports/{dataset}": folder / "reports",
@@ -61,10 +82,7 @@ def fetch(result: Restored, folder: Path) -> tuple[Settings, dict[str, str]]:
         f"models/{stage}/checkpoint.safetensors": folder / "checkpoint.safetensors",
     }
     for path, to in needed.items():
-        command = [sys.executable, "-m", "dvc", "get", ".", path, "--rev", result.commit]
-        got = subprocess.run([*command, "-o", str(to)], capture_output=True, text=True, check=False)
-        if got.returncode:
-            raise PipelineError(f"DVC cannot fetch {path} of {result.name}: {got.stderr[-500:]}")
+        dvc_data.get(path, result.commit, to)
     made_by = {
         "stage": stage,
         "checkpoint": sha256(folder / "checkpoint.safetensors"),
@@ -73,12 +91,35 @@ def fetch(result: Restored, folder: Path) -> tuple[Settings, dict[str, str]]:
     return settings, made_by
 
 
-def _told(client: Any) -> set[tuple[str, str]]:
-    """Experiment and dataset of each evaluation that the store has, or that waits here."""
-    condition = f"tags.stage = 'evaluate' AND tags.{DVC_EXPERIMENT_TAG} LIKE '%'"
-    sent = [run.data.tags for run in mlflow_store.find_runs(client, condition, deleted=True)]
+def _told(client: Any) -> Iterator[Told]:
+    """The evaluations that the store has, or that wait here."""
+    sent = mlflow_store.find_runs(client, "tags.stage = 'evaluate'", deleted=True)
     waiting = [tags for tags in mlflow_store.waiting_tags() if tags["stage"] == "evaluate"]
-    return {(tags.get(DVC_EXPERIMENT_TAG, ""), tags["dataset"]) for tags in sent + waiting}
+    for tags in (*(run.data.tags for run in sent), *waiting):
+        yield Told(
+            tags.get(DVC_EXPERIMENT_TAG, ""), tags["dataset"], tags.get(mlflow_store.OUTPUT_TAG, "")
+        )
+
+
+def _digest(result: Restored, evaluated: dict[str, Any]) -> str | None:
+    """A result's digest, from what DVC noted of its stage; None where DVC's cache has it no more,
+    or its settings are not known today."""
+    outputs = {out["path"]: out["md5"] for out in evaluated.get("outs", [])}
+    md5 = outputs.get(f"reports/{result.dataset}/metrics.json")
+    if md5 is None or not dvc_data.cached(md5).exists():
+        return None
+    with tempfile.TemporaryDirectory() as name:
+        try:
+            settings = _settings(result.commit, Path(name))
+        except PipelineError:
+            return None
+    return result_digest(result.dataset, settings.flat(), dvc_data.cached(md5))
+
+
+def _settings(commit: str, folder: Path) -> Settings:
+    params = folder / "params.yaml"
+    params.write_text(git("show", f"{commit}:./params.yaml"), encoding="utf-8")
+    return Settings.load(params)
 
 
 def _lock(commit: str) -> dict[str, Any]:

@@ -127,6 +127,11 @@ class TrackedRun:
         """MLflow's id of this run; empty while the store has not made it."""
         return self._record.sent.run_id
 
+    @property
+    def delivered(self) -> bool:
+        """Whether the store has all of this run, now that it is over."""
+        return self._record.delivered()
+
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Take metrics into memory; every ten seconds they are kept.
 

@@ -13,7 +13,15 @@ import sys
 from typing import Any
 
 from pipeline.errors import PipelineError, run_stage
-from pipeline.mlflow_store import open_store, reason, refused, store_errors, tracking_uri
+from pipeline.mlflow_store import (
+    all_pages,
+    deleted,
+    open_store,
+    reason,
+    refused,
+    store_errors,
+    tracking_uri,
+)
 from pipeline.settings import Settings
 
 VIEW_TAG = "mlflow.sharedViewState."
@@ -79,14 +87,17 @@ def put_views(client: Any, experiment_name: str) -> str:
     """Keep the views with the experiment, anew each time; returns its id."""
     experiment = client.get_experiment_by_name(experiment_name)
     if experiment is None:
+        others = [one.name for one in all_pages(client.search_experiments) if one.name != "Default"]
+        if others:
+            raise PipelineError(
+                f"runtime.experiment is {experiment_name}, which has no runs yet; others have: "
+                f"{', '.join(others)}. Set it to that, or go on: the next runs are its own"
+            )
         raise PipelineError(
             f"experiment {experiment_name} has no runs yet: `make repro` makes some"
         )
-    if experiment.lifecycle_stage == "deleted":
-        raise PipelineError(
-            f"experiment {experiment_name} was deleted: `mlflow experiments restore -x "
-            f"{experiment.experiment_id}` brings it back, another runtime.experiment begins anew"
-        )
+    if problem := deleted(client, experiment_name):
+        raise PipelineError(problem)
     for key, state in views().items():
         client.set_experiment_tag(experiment.experiment_id, VIEW_TAG + key, json.dumps(state))
     return str(experiment.experiment_id)

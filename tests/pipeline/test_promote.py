@@ -35,6 +35,7 @@ class Lab:
         distance: str = "euclidean",
         dataset: str = "casia_e",
         status: str = "FINISHED",
+        **params: str,
     ) -> None:
         tags = {
             "stage": "evaluate",
@@ -44,7 +45,8 @@ class Lab:
         }
         run_id = self.client.create_run(self.experiment, self._tick(), tags).info.run_id
         found = [Metric(name, value, 0, 0) for name, value in metrics.items()]
-        self.client.log_batch(run_id, found, [Param("evaluate.distance", distance)])
+        settings = {"evaluate.distance": distance, **params}
+        self.client.log_batch(run_id, found, [Param(*setting) for setting in settings.items()])
         self.client.set_terminated(run_id, status)
 
     def _tick(self) -> int:
@@ -118,6 +120,27 @@ def test_only_what_was_evaluated_like_the_newest_is_compared(
     assert lab.champion() == 5
     told = "version 1, the champion now, was not evaluated like that and cannot be compared"
     assert told in capsys.readouterr().out
+
+
+def test_settings_that_do_not_change_the_headline_exclude_nobody(lab: Lab) -> None:
+    for checkpoint in ("a", "b"):
+        lab.trained(checkpoint)
+    for checkpoint, rank1, value in (("a", 70.0, "1"), ("b", 60.0, "2")):
+        names = ("evaluate.protocols.oumvlp", "evaluate.cmc_ranks", "evaluate.submission.columns")
+        lab.evaluated(checkpoint, {"headline_rank1": rank1}, **dict.fromkeys(names, value))
+    assert lab.order() == [1, 2]
+    lab.evaluated("b", {"headline_rank1": 60.0}, **{"evaluate.protocols.casia_e": "other"})
+    assert lab.order() == [2]
+
+
+def test_evaluations_in_the_bin_are_told(lab: Lab) -> None:
+    lab.trained("a")
+    lab.evaluated("a", {"headline_rank1": 50.0})
+    lab.client.delete_experiment(lab.experiment)
+    with pytest.raises(PipelineError, match="evaluations on casia_e were deleted in MLflow"):
+        lab.promote()
+    lab.client.restore_experiment(lab.experiment)
+    assert lab.order() == [1]
 
 
 def test_what_is_missing_is_told(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,3 +77,31 @@ def test_a_result_whose_run_is_there_or_waits_is_left_alone(
     main()
     assert capsys.readouterr() == ("", "")
     assert n_runs() == (0 if waits else 1)
+
+
+def test_nothing_is_recorded_twice_while_the_experiment_is_in_the_bin(
+    reports: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = Settings.load()
+    client = MlflowClient(tracking_uri())
+    with tracked(stage="evaluate", experiment=settings.runtime.experiment) as run:
+        run.made(result_digest("oumvlp", settings.flat(), reports / "oumvlp" / "metrics.json"))
+    experiment = client.get_run(run.run_id).info.experiment_id
+    client.delete_experiment(experiment)
+    capsys.readouterr()
+    main()
+    told = capsys.readouterr().err
+    assert f"get no rows: experiment {settings.runtime.experiment} was deleted: `mlflow" in told
+    client.restore_experiment(experiment)
+    main()
+    assert n_runs() == 1
+
+
+def test_a_result_in_the_bin_is_known_in_another_experiment(reports: Path) -> None:
+    client = MlflowClient(tracking_uri())
+    with tracked(stage="evaluate", experiment="old") as run:
+        metrics = reports / "oumvlp" / "metrics.json"
+        run.made(result_digest("oumvlp", Settings.load().flat(), metrics))
+    client.delete_experiment(client.get_run(run.run_id).info.experiment_id)
+    main()
+    assert n_runs() == 0

@@ -76,6 +76,13 @@ def test_before_the_first_run_there_is_nothing_to_see(migrated_database: Path) -
     assert said == "\nerror: experiment gaitgl has no runs yet: `make repro` makes some\n"
 
 
+def test_runs_of_another_experiment_are_told(tracking_store: Path) -> None:
+    MlflowClient(tracking_uri()).create_experiment("gaits of old")
+    said = ui(tracking_uri(), "5000")
+    assert "runtime.experiment is gaitgl, which has no runs yet" in said
+    assert "there are runs in gaits of old. Set it to that" in said
+
+
 def test_a_server_that_is_down_is_an_error() -> None:
     said = ui("http://user:hunter2@127.0.0.1:9", "5000")
     assert said.startswith("\nerror: the MLflow store (MLFLOW_TRACKING_URI) does not answer: ")

@@ -342,6 +342,18 @@ def test_queued_experiments_have_named_rows_in_the_projects_store(project: Proje
     assert restored.data.metrics["NM_rank1"] == made.data.metrics["NM_rank1"]
     name = "upstream_finetune_run_id"
     assert restored.data.tags[name] == made.data.tags[name]
+    rows = len(_rows(project))
+    project.run("dvc", "exp", "rename", "tuned", "slower")
+    project.run("python", "-m", "pipeline.restored")
+    assert len(_rows(project)) == rows  # it has its row, under its first name
+    # a name that is used again, for a result that no run tells of
+    project.run("dvc", "exp", "remove", "slower")
+    project.run("dvc", "exp", "rename", "as-before", "tuned")
+    project.mlflow().set_tag(restored.info.run_id, "output_digest", "of another")
+    for _ in range(2):
+        project.run("python", "-m", "pipeline.restored")
+        assert len(_rows(project)) == rows + 1
+    assert _rows(project)[-1].info.run_name == "evaluate-casia_e (tuned)"
 
 
 @pytest.fixture
