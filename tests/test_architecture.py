@@ -79,7 +79,7 @@ def test_gaitgl_knows_no_paths_no_tracking_and_no_device() -> None:
 
 
 def test_few_files_speak_to_mlflow_and_none_to_dvc() -> None:
-    names = ("mlflow_store", "model_folder", "registry", "system_metrics")
+    names = ("mlflow_import", "mlflow_store", "model_folder", "registry", "system_metrics")
     speaking = {ROOT / "pipeline" / f"{name}.py" for name in names}
     wrong = [
         f"{path.relative_to(ROOT)} imports {name}"
