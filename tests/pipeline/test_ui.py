@@ -80,7 +80,7 @@ def test_runs_of_another_experiment_are_told(tracking_store: Path) -> None:
     MlflowClient(tracking_uri()).create_experiment("gaits of old")
     said = ui(tracking_uri(), "5000")
     assert "runtime.experiment is gaitgl, which has no runs yet" in said
-    assert "there are runs in gaits of old. Set it to that" in said
+    assert "others have: gaits of old. Set it to that" in said
 
 
 def test_a_server_that_is_down_is_an_error() -> None:
