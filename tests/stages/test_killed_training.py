@@ -301,7 +301,8 @@ def test_of_several_processes_one_records_what_was_killed_after_its_result(
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.005)
     for one in (psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)):
-        one.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
     process.wait()
     done = project.run(*REPRO)
     assert "has ended already, unnoticed by DVC" in done.stderr
