@@ -14,6 +14,9 @@ from pipeline.prefetching import prepared
 from pipeline.silhouette_store import HEIGHT, WIDTH, SilhouetteStore
 from pipeline.tables import KEY
 
+READ_AT_ONCE = 32
+"""Sequences that are decompressed in one call, whole: it bounds the memory that they take."""
+
 
 class TrainingBatch(NamedTuple):
     """What one process needs of a batch, in host memory."""
@@ -70,10 +73,13 @@ class TrainingBatches:
             clips = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         else:  # NumPy asks for huge pages: a batch costs a dozen page faults instead of thousands
             clips = torch.from_numpy(np.empty(shape, np.uint8))
-        sequences = self._store.read_all(numbers.tolist())
-        for sequence, frame, clip in zip(sequences, frames, clips.numpy(), strict=True):
-            # "clip" writes to `out` at once, "raise" by way of a copy; no frame is out of bounds
-            sequence.mT.take(frame, 0, out=clip, mode="clip")
+        into = clips.numpy()
+        for first in range(0, n, READ_AT_ONCE):
+            part = slice(first, first + READ_AT_ONCE)
+            sequences = self._store.read_all(numbers[part].tolist())
+            for sequence, frame, clip in zip(sequences, frames[part], into[part], strict=True):
+                # "clip" writes to `out` at once, "raise" by way of a copy; all are within bounds
+                sequence.mT.take(frame, 0, out=clip, mode="clip")
         silhouettes = clips.mT[:, None]  # [n, 1, t, h, w]
         return TrainingBatch(silhouettes, torch.from_numpy(self._labels[chosen]))
 

@@ -47,24 +47,32 @@ def experiments_without_row(client: Any) -> Iterator[Restored]:
     found = [(commit, REF.fullmatch(ref)) for commit, ref in map(str.split, listed)]
     # the rest is DVC's own: the queue, and what it is at work on
     experiments = [(commit, match) for commit, match in found if match is not None]
-    names = {match["name"] for _, match in experiments}
+    made = []
     for commit, match in experiments:
         locked, before = _lock(commit), _lock(match["two"] + match["rest"])
         for dataset in DATASETS:
             stage = f"evaluate@{dataset}"
-            if stage not in locked or locked[stage] == before.get(stage):
-                continue
-            result = Restored(match["name"], commit, dataset)
-            digest = _digest(result, locked[stage])
-            others = names - {result.name} | ({""} if before else set())
-            if not any(
-                one.experiment == result.name
-                if digest is None
-                else one.digest == digest and one.experiment not in others
-                for one in told
-                if one.dataset == dataset
-            ):
-                yield result
+            if stage in locked and locked[stage] != before.get(stage):
+                result = Restored(match["name"], commit, dataset)
+                made.append((result, _digest(result, locked[stage]), bool(before)))
+    own = {Told(result.name, result.dataset, digest or "") for result, digest, _ in made}
+    for result, digest, known_before in made:
+        if not any(_tells(one, result, digest, known_before, own) for one in told):
+            yield result
+
+
+def _tells(
+    one: Told, result: Restored, digest: str | None, known_before: bool, own: set[Told]
+) -> bool:
+    """Whether a run is that of an experiment's result; ``own`` are the results of all of them."""
+    if one.dataset != result.dataset:
+        return False
+    if one.experiment == result.name:
+        return digest in (None, one.digest)
+    if digest is None or one.digest != digest:
+        return False
+    # of no experiment, or of one that was renamed; not of another with the same result
+    return one not in own if one.experiment else not known_before
 
 
 def fetch(result: Restored, folder: Path) -> tuple[Settings, dict[str, str]]:
@@ -97,7 +105,9 @@ def _told(client: Any) -> Iterator[Told]:
     waiting = [tags for tags in mlflow_store.waiting_tags() if tags["stage"] == "evaluate"]
     for tags in (*(run.data.tags for run in sent), *waiting):
         yield Told(
-            tags.get(DVC_EXPERIMENT_TAG, ""), tags["dataset"], tags.get(mlflow_store.OUTPUT_TAG, "")
+            tags.get(DVC_EXPERIMENT_TAG, ""),
+            tags.get("dataset", ""),
+            tags.get(mlflow_store.OUTPUT_TAG, ""),
         )
 
 

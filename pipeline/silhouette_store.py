@@ -156,16 +156,18 @@ class SilhouetteStore:
     def _shard(self, number: int) -> _Blobs:
         if number not in self._shards:
             path = self.folder / self._shard_names[number]
+            needed = 1 + int(self._rows[self._shard_numbers == number].max())
             try:
                 reader = pa.ipc.open_file(pa.memory_map(str(path)))
                 check_schema(path, reader.schema, SHARD)
-                blobs = reader.get_batch(0).column("silhouettes")
-            except (pa.ArrowException, ValueError, OSError) as error:  # no batch is a ValueError
+                _, offsets, contents = reader.get_batch(0).column("silhouettes").buffers()
+                shard = np.frombuffer(offsets, np.int32), memoryview(contents)
+            # no batch and odd lengths are a ValueError, no buffer is a TypeError
+            except (pa.ArrowException, ValueError, TypeError, OSError) as error:
                 what = f"missing, cut short or damaged ({error})"
                 raise PipelineError(f"{path} is {what}; {_REMEDY}") from None
-            needed = 1 + int(self._rows[self._shard_numbers == number].max())
-            if len(blobs) < needed:
-                raise PipelineError(f"{path} has {len(blobs)} of {needed} sequences; {_REMEDY}")
-            _, offsets, contents = blobs.buffers()
-            self._shards[number] = np.frombuffer(offsets, np.int32), memoryview(contents)
+            if len(shard[0]) <= needed:
+                held = max(0, len(shard[0]) - 1)
+                raise PipelineError(f"{path} has {held} of {needed} sequences; {_REMEDY}")
+            self._shards[number] = shard
         return self._shards[number]

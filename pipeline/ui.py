@@ -87,11 +87,16 @@ def put_views(client: Any, experiment_name: str) -> str:
     """Keep the views with the experiment, anew each time; returns its id."""
     experiment = client.get_experiment_by_name(experiment_name)
     if experiment is None:
-        others = [one.name for one in all_pages(client.search_experiments) if one.name != "Default"]
+        others = [
+            one.name
+            for one in all_pages(client.search_experiments)
+            if client.search_runs([one.experiment_id], "tags.stage = 'evaluate'", max_results=1)
+        ]
         if others:
             raise PipelineError(
                 f"runtime.experiment is {experiment_name}, which has no runs yet; others have: "
-                f"{', '.join(others)}. Set it to that, or go on: the next runs are its own"
+                f"{', '.join(others)}. Set it to that, or `make repro` makes some where there is "
+                "something to do"
             )
         raise PipelineError(
             f"experiment {experiment_name} has no runs yet: `make repro` makes some"

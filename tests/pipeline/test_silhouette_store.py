@@ -187,3 +187,25 @@ def test_a_shard_of_too_few_sequences_is_told(
         PipelineError, match=rf"{shard.name} (has {rows} of \d seq|is missing, cut)"
     ):
         store.read(0)
+
+
+def test_a_spoilt_byte_anywhere_is_told_or_harms_nothing(
+    tmp_path: Path, write_store: WriteStore, noise: Noise
+) -> None:
+    write_store(tmp_path, some_rows(noise))
+    (shard,) = tmp_path.glob("*.arrow")
+    whole = shard.read_bytes()
+    expected = SilhouetteStore(tmp_path).read_all([0, 1, 2])
+    first = whole.index(b"\x28\xb5\x2f\xfd")  # where the blobs begin; schema and lengths lie before
+    told = []
+    for place in [*range(0, first + 4, 3), *range(len(whole) - 1_500, len(whole), 3)]:
+        shard.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            found = SilhouetteStore(tmp_path).read_all([0, 1, 2])
+        except PipelineError as error:
+            told.append(str(error))
+        else:
+            for one, other in zip(found, expected, strict=True):
+                np.testing.assert_array_equal(one, other)
+    assert len(told) > 200
+    assert all(shard.name in text for text in told)

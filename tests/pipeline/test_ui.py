@@ -77,10 +77,12 @@ def test_before_the_first_run_there_is_nothing_to_see(migrated_database: Path) -
 
 
 def test_runs_of_another_experiment_are_told(tracking_store: Path) -> None:
-    MlflowClient(tracking_uri()).create_experiment("gaits of old")
+    client = MlflowClient(tracking_uri())
+    client.create_experiment("somebody else's")
+    client.create_run(client.create_experiment("gaits of old"), tags={"stage": "evaluate"})
     said = ui(tracking_uri(), "5000")
     assert "runtime.experiment is gaitgl, which has no runs yet" in said
-    assert "others have: gaits of old. Set it to that" in said
+    assert "others have: gaits of old. Set it to that, or `make repro`" in said
 
 
 def test_a_server_that_is_down_is_an_error() -> None:
