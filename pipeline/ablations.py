@@ -312,8 +312,7 @@ def _remove(what: str, names: list[str]) -> None:
 
 def _dvc(*arguments: str, output: int | None = subprocess.PIPE) -> str:
     """What a command of DVC's prints; nothing where its ``output`` goes elsewhere."""
-    command = [sys.executable, "-m", "dvc", *arguments]
-    done = subprocess.run(command, stdout=output, stderr=output, text=True, check=False)
+    done = dvc_data.dvc(*arguments, output=output)
     if done.returncode:
         printed = f"{done.stdout or ''}{done.stderr or ''}"
         raise PipelineError(f"`dvc {' '.join(arguments)}` failed\n{printed}".rstrip())

@@ -1,4 +1,4 @@
-"""What DVC holds besides the files that lie here: its cache, and results of other revisions."""
+"""DVC's commands, and what it holds besides the files that lie here."""
 
 import subprocess
 import sys
@@ -12,8 +12,7 @@ from pipeline.errors import PipelineError
 def get(path: str, revision: str, to: Path) -> None:
     """Fetch an output, or a file, as it was at a revision; PipelineError where DVC cannot."""
     inside = git("rev-parse", "--show-prefix")  # with a revision DVC counts from git's root
-    arguments = ["get", ".", f"{inside}{path}", "--rev", revision, "--out", str(to)]
-    got = _dvc(*arguments)
+    got = dvc("get", ".", f"{inside}{path}", "--rev", revision, "--out", str(to))
     if got.returncode:
         raise PipelineError(f"DVC cannot fetch {path} of {revision}: {got.stderr[-500:].strip()}")
 
@@ -26,9 +25,12 @@ def cached(md5: str) -> Path:
 
 @cache
 def _cache() -> Path:
-    return Path(_dvc("cache", "dir").stdout.strip())
+    return Path(dvc("cache", "dir").stdout.strip())
 
 
-def _dvc(*arguments: str) -> "subprocess.CompletedProcess[str]":
+def dvc(
+    *arguments: str, output: int | None = subprocess.PIPE
+) -> "subprocess.CompletedProcess[str]":
+    """A command of DVC's, whatever its end; ``output`` is where both its streams go."""
     command = [sys.executable, "-m", "dvc", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return subprocess.run(command, stdout=output, stderr=output, text=True, check=False)

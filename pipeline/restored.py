@@ -8,7 +8,6 @@ training and each result has its run once.
 
 import json
 import math
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline import mlflow_store
+from pipeline import dvc_data, mlflow_store
 from pipeline.arguments import no_arguments
 from pipeline.checkpoints import CHECKPOINT, read_checkpoint
 from pipeline.data_inputs import data_inputs
@@ -161,12 +160,7 @@ def _has_run(client: Any, output: str) -> bool:
 
 def _is_up_to_date(stage: str) -> bool:
     """Whether DVC would run nothing to get at what this stage makes."""
-    status = subprocess.run(
-        [sys.executable, "-m", "dvc", "status", "--json", "--with-deps", stage],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    status = dvc_data.dvc("status", "--json", "--with-deps", stage)
     return status.returncode == 0 and json.loads(status.stdout) == {}
 
 

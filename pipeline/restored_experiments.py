@@ -39,8 +39,8 @@ class Told(NamedTuple):
 def experiments_without_row(client: Any) -> Iterator[Restored]:
     """The results that experiments made, as opposed to left as they were, and no run tells of.
 
-    A run tells of a result under its experiment's name, or under one that is gone: experiments are
-    renamed. Where no lock tells what was there before, any run of the result does.
+    A run tells of a result under its experiment's name, or under one that has not got that result
+    any more: experiments are renamed. Where no lock tells what was before, any run of it does.
     """
     told = list(_told(client))
     listed = git("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps").splitlines()
