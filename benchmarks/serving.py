@@ -132,7 +132,7 @@ def _write_model(folder: Path) -> None:
     config = GaitGLConfig(CHANNELS, activation="sum")
     checkpoint = folder.with_name("checkpoint.safetensors")
     about = {"stage": "finetune", "dataset": "casia_e", "fingerprint": ""}
-    save_checkpoint(checkpoint, GaitGL(config), config, about)
+    save_checkpoint(checkpoint, GaitGL(config), about)
     write_model(folder, checkpoint)
 
 

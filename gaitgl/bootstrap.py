@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gaitgl.retrieval import mean_of_known
+
 DRAWS = 1000
 COVERAGE = 95.0
 """In %."""
@@ -52,31 +54,25 @@ def view_pair_mean_draws(
     subjects: NDArray[Any],
     draws: int = DRAWS,
     seed: int = 0,
-    identical: bool = False,
 ) -> NDArray[np.float64]:
-    """Mean over pairs of different views in each draw: as `retrieval.mean_without_diagonal`.
+    """Mean over pairs of views in each draw.
 
     Args:
-        values: [p, V], of each probe in each view's gallery; NaN values do not count.
+        values: [p, V], of each probe in each view's gallery; NaN values do not count, so that
+            those of identical views, say, are left out.
         probe_views: [p].
-        views: [V], sorted, as the columns of ``values``.
+        views: [V], of the probes; in the order of ``values``' columns.
         subjects: [p].
-        identical: pairs of identical views count, too.
 
     Returns:
         [draws]; pairs that a draw has no probe of are left out of its mean.
     """
     codes, weights = _drawn(subjects, draws, seed)
-    per_pair = []
-    for row, view in enumerate(views):
-        at = probe_views == view
-        means = _weighted_means(values[at], codes[at], weights)  # [draws, V]
-        per_pair.append(means if identical else np.delete(means, row, axis=1))
-    means = np.concatenate(per_pair, axis=1)  # [draws, pairs]
-    known = ~np.isnan(means)
-    count = known.sum(axis=1)
-    total = np.where(known, means, 0).sum(axis=1)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    per_view = [
+        _weighted_means(values[at], codes[at], weights)  # [draws, V]
+        for at in (probe_views == view for view in views)
+    ]
+    return mean_of_known(np.concatenate(per_view, axis=1))  # [draws, V * V] -> [draws]
 
 
 def open_set_draws(

@@ -1,4 +1,4 @@
-"""The separate Batch-All triplet loss: every strip of the embedding is trained on its own (1.5)."""
+"""The separate Batch-All triplet loss (Section 1.5): every strip of an embedding by itself."""
 
 from typing import NamedTuple
 
@@ -90,9 +90,9 @@ def batch_all_triplet_loss(embeddings: Tensor, labels: Tensor, margin: float = 0
         order = positive.int().argsort(dim=1, descending=True, stable=True)  # positives first
         negative = ~same.to(device)
         for rank in range(int(positives.max())):
-            column = order[:, rank].to(device)[None, :, None].expand(strips, n, 1)
+            column = order[:, rank].to(device)[None, :, None].expand(strips, n, 1)  # [strips, n, 1]
             valid = (positives > rank).to(device)[:, None] & negative  # [n, n]
-            excess = distances.gather(2, column) - distances + margin
+            excess = distances.gather(2, column) - distances + margin  # [strips, n, n]
             active = ((excess > 0) & valid).float()
             coefficients -= active
             coefficients.scatter_add_(2, column, active.sum(2, keepdim=True))

@@ -40,24 +40,24 @@ class GaitGLConfig:
     """a of Eq. 1: frames that one step of the local temporal aggregation sees."""
     lta_stride: int = 3
     """b of Eq. 1: frames between two such steps."""
+    gem_p: float = 6.5
+    """Initial p of Eq. 8, in [1, 100]: 1 is the mean over a strip, infinity its maximum."""
+    spatial_pooling: Literal["gem", "max_mean"] = "gem"
+    """How a strip becomes one number per channel: Eq. 8 or Eq. 7."""
+    activation: Literal["branch", "sum"] = "branch"
+    """Where GLConvA's LeakyReLU stands: on both branches, as published, or after Eq. 2's sum."""
+    gem_learned: bool = True
+    """Whether p is trained; otherwise it stays where it starts."""
+    max_weight: float = 1.0
+    """Alpha of Eq. 7; used by spatial_pooling="max_mean" only."""
+    mean_weight: float = 1.0
+    """Beta of Eq. 7; used by spatial_pooling="max_mean" only."""
     aggregation: Literal["lta", "max_pool"] = "lta"
     """What follows the first convolution: LTA, or the spatial max pooling that LTA replaces."""
     branches: Literal["both", "global", "local"] = "both"
     """Of every GLConv: Eq. 4 and Eq. 5, or one of them alone, which leaves nothing to join."""
     last_join: Literal["stack", "add"] = "stack"
     """How the last GLConv joins its branches: as GLConvB (Table 1) or as another GLConvA."""
-    gem_p: float = 6.5
-    """Initial p of Eq. 8, in [1, 100]: 1 is the mean over a strip, infinity its maximum."""
-    gem_learned: bool = True
-    """Whether p is trained; otherwise it stays where it starts."""
-    spatial_pooling: Literal["gem", "max_mean"] = "gem"
-    """How a strip becomes one number per channel: Eq. 8 or Eq. 7."""
-    max_weight: float = 1.0
-    """Alpha of Eq. 7; used by spatial_pooling="max_mean" only."""
-    mean_weight: float = 1.0
-    """Beta of Eq. 7; used by spatial_pooling="max_mean" only."""
-    activation: Literal["branch", "sum"] = "branch"
-    """Where GLConvA's LeakyReLU stands: on both branches, as published, or after Eq. 2's sum."""
     height: int = 64
     """Rows of a silhouette. Also the number of strips, unless other settings say otherwise: max
     pooling halves the rows and GLConvB doubles them."""
@@ -119,6 +119,15 @@ class GaitGLConfig:
 def leaky_relu_(x: Tensor) -> Tensor:
     """LeakyReLU in place: a convolution's output is the largest tensor here and nobody else's."""
     return F.leaky_relu(x, NEGATIVE_SLOPE, inplace=True)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """[n, c, t, h, w] -> [n, t, h, w, c], a view: in torch.channels_last_3d the order in memory.
+
+    What selects from this order hands gradients back in it, too; from the other one they come in
+    another layout than the convolutions', and whatever reads both is several times as slow.
+    """
+    return x.permute(0, 2, 3, 4, 1)
 
 
 class LocalTemporalAggregation(nn.Module):
@@ -197,11 +206,14 @@ class GLConv(nn.Module):
         h = x.shape[3]
         below = torch.arange(h // self.parts, h, h // self.parts, device=x.device)  # [parts - 1]
         above = below - 1
-        first, last = x.index_select(3, torch.cat([below, above])).chunk(2, 3)
+        rows = channels_last(x).index_select(2, torch.cat([below, above]))
+        # [n, t, 2 (parts - 1), w, c_in], and each of these [n, c_in, t, parts - 1, w]
+        first, last = rows.permute(0, 4, 1, 2, 3).chunk(2, 3)
         kernel = self.local_conv.weight
         seen_from_above = F.conv3d(first, kernel[:, :, :, 2:], padding=(1, 0, 1))
         seen_from_below = F.conv3d(last, kernel[:, :, :, :1], padding=(1, 0, 1))
-        y.index_add_(3, above, seen_from_above, alpha=-1)  # each [n, c_out, t, parts - 1, w]
+        # each seen_from [n, c_out, t, parts - 1, w]
+        y.index_add_(3, above, seen_from_above, alpha=-1)
         return y.index_add_(3, below, seen_from_below, alpha=-1)
 
 
@@ -322,8 +334,8 @@ class GaitGL(nn.Module):
         if not x.is_floating_point():
             raise ValueError(f"expected float silhouettes in [0, 1], got {x.dtype}; divide by 255")
         repeats = math.ceil(self.config.lta_kernel / x.shape[2])
-        x = x.repeat(1, 1, repeats, 1, 1)
-        x = leaky_relu_(self.first_conv(x))
+        x = x.repeat(1, 1, repeats, 1, 1)  # [n, 1, repeats * t, h, w]
+        x = leaky_relu_(self.first_conv(x))  # [n, c, t, h, w]
         x = self.lta(x)  # [n, c, t2, h, w], Eq. 1; max pooling instead: [n, c, t, h / 2, w / 2]
         x = self.glconv_a1(x)
         x = F.max_pool3d(x, (1, 2, 2))  # [n, c, t2, h / 2, w / 2]
@@ -331,7 +343,8 @@ class GaitGL(nn.Module):
         x = self.glconv_a3(x)
         x = self.glconv_a4(x)
         x = self.glconv_b1(x)  # [n, c, t2, strips, w / 2]
-        x = x.max(2).values  # [n, c, strips, w / 2], Eq. 6
+        x = channels_last(x).max(1).values  # [n, strips, w / 2, c], Eq. 6
+        x = x.permute(0, 3, 1, 2)  # [n, c, strips, w / 2]
         x = self.pooling(x)  # [n, c, strips], Eq. 7 or 8
         embeddings: Tensor = self.separate_fc(x)  # [n, c, strips], Eq. 9
         return embeddings

@@ -1,14 +1,14 @@
-"""k-reciprocal re-ranking: distances that also ask whether two entries have the same neighbors.
+"""k-reciprocal re-ranking: distances that also ask whether two entries have the same neighbours.
 
 Zhong, Zheng, Cao and Li, "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR
-2017. All probes and the whole gallery together are the set in which neighbors are looked for, as in
-the paper; so a probe's result depends on the other probes.
+2017. All probes and the whole gallery together are the set in which neighbours are looked for, as
+in the paper; so a probe's result depends on the other probes.
 
 With n rows, it takes two passes over distances (n x n, then probes x gallery), but holds only the
 nearest few of each row and sparse vectors.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -52,7 +52,7 @@ def reranked_blocks(
     k1: int = 20,
     k2: int = 6,
     original_share: float = 0.3,
-    on_block: Callable[[int, int], None] | None = None,
+    on_block: Callable[[int], object] | None = None,
 ) -> Blocks:
     """Re-ranked distances from probes to the gallery, a few probes at a time.
 
@@ -73,7 +73,7 @@ def reranked_blocks(
             that and one float32 copy of all rows.
         k1, k2, original_share: see above; the paper's values.
         on_block: called after each block of the first pass, which takes by far the most time, with
-            the rows done so far and the number of all.
+            the number of its rows.
 
     Yields:
         (rows, distances) as `distance_blocks` does, float32 from 0 to 1.
@@ -87,32 +87,8 @@ def reranked_blocks(
             f"re-ranking: expected 1 <= k2 <= k1 and an original share from 0 to 1, got k1 = {k1}, "
             f"k2 = {k2}, share = {original_share}"
         )
-    return _blocks(
-        embeddings,
-        probe_rows,
-        gallery_rows,
-        distance,
-        block_bytes,
-        k1,
-        k2,
-        original_share,
-        on_block,
-    )
-
-
-def _blocks(
-    embeddings: Embeddings,
-    probe_rows: NDArray[np.int64],
-    gallery_rows: NDArray[np.int64],
-    distance: Distance,
-    block_bytes: int,
-    k1: int,
-    k2: int,
-    original_share: float,
-    on_block: Callable[[int, int], None] | None,
-) -> Iterator[tuple[slice, NDArray[np.float32]]]:
     rows = np.concatenate([probe_rows, gallery_rows])
-    near, greatest = _neighbors(embeddings, rows, distance, block_bytes, k1, on_block)
+    near, greatest = _neighbours(embeddings, rows, distance, block_bytes, k1, on_block)
     expanded = _expanded(near, k1)
     encoded = _encoded(embeddings, rows, distance, block_bytes, expanded, greatest)
     vectors = _averaged(encoded, near[:, :k2])
@@ -129,13 +105,13 @@ def _blocks(
         yield part, distances
 
 
-def _neighbors(
+def _neighbours(
     embeddings: Embeddings,
     rows: NDArray[np.int64],
     distance: Distance,
     block_bytes: int,
     k1: int,
-    on_block: Callable[[int, int], None] | None,
+    on_block: Callable[[int], object] | None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Each row, then its nearest k1; at one distance the row that comes first is nearer.
 
@@ -156,7 +132,7 @@ def _neighbors(
         starts = np.searchsorted(owner, np.arange(b))
         near[part] = column[order[starts[:, None] + np.arange(k)]]
         if on_block is not None:
-            on_block(part.stop, n)
+            on_block(b)
     return near, np.where(greatest > 0, greatest, 1)
 
 

@@ -43,7 +43,7 @@ Strings = NDArray[np.str_]
 class Pairs(NamedTuple):
     """What is compared: p probes with a gallery of m entries from V views.
 
-    The gallery is sorted by view, then subject, so that a view's entries are neighbors and so are
+    The gallery is sorted by view, then subject, so that a view's entries are neighbours and so are
     the right ones among them.
     """
 
@@ -68,7 +68,7 @@ class Pairs(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Distances of b neighboring probes, right and wrong entries apart."""
+    """Distances of b neighbouring probes, right and wrong entries apart."""
 
     rows: slice
     """Which of the p probes."""
@@ -373,7 +373,7 @@ class CrossViewPass:
         return CrossView(
             ranks=right_ranks.min(axis=1, where=found, initial=np.iinfo(np.int64).max)
             * (count > 0),
-            average_precision=_mean(precision, found, axis=1),
+            average_precision=mean_of_known(np.where(found, precision, np.nan)),
             inverse_negative_penalty=np.where(count > 0, count / last, np.nan),
             right_distances=self._right_distances,
             right_rows=self._right_rows,
@@ -419,16 +419,24 @@ def rank_table(
     return table
 
 
+def mean_of_known(values: NDArray[Any], axis: int | tuple[int, ...] = -1) -> NDArray[np.float64]:
+    """Mean over axes; NaN values do not count, and NaN is the mean of none."""
+    known = ~np.isnan(values)
+    total = np.where(known, values, 0).sum(axis=axis, dtype=np.float64)
+    count = known.sum(axis=axis)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
 def mean_without_diagonal(table: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean over all pairs of different views: [..., V, V] -> [...]. NaN pairs are left out."""
     diagonal = np.eye(table.shape[-1], dtype=np.bool_)
-    return _mean(table, ~np.isnan(table) & ~diagonal, axis=(-2, -1))
+    return mean_of_known(np.where(diagonal, np.nan, table), axis=(-2, -1))
 
 
 def mean_per_probe_view(table: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean over the other gallery views: [..., V, V] -> [..., V]. NaN pairs are left out."""
     diagonal = np.eye(table.shape[-1], dtype=np.bool_)
-    return _mean(table, ~np.isnan(table) & ~diagonal, axis=-1)
+    return mean_of_known(np.where(diagonal, np.nan, table))
 
 
 def cross_view_table(result: CrossView) -> CrossViewTable:
@@ -481,14 +489,5 @@ def _probes_by_view(result: CrossView) -> NDArray[np.bool_]:
     return np.equal(result.views[:, None], result.probe_views)
 
 
-def _mean(
-    values: NDArray[Any], counted: NDArray[np.bool_], axis: int | tuple[int, ...]
-) -> NDArray[np.float64]:
-    """Mean of the counted values, NaN where none is counted."""
-    total = np.where(counted, values, 0).sum(axis=axis, dtype=np.float64)
-    count = counted.sum(axis=axis)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
 def _percent(values: NDArray[Any], counted: NDArray[np.bool_]) -> NDArray[np.float64]:
-    return 100 * _mean(values, counted, axis=0)
+    return 100 * mean_of_known(np.where(counted, values, np.nan), axis=0)

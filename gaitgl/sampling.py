@@ -1,4 +1,4 @@
-"""Training batches: P subjects times K sequences, a clip of consecutive frames from each (1.6)."""
+"""Training batches (Section 1.6): P subjects times K sequences, a clip of each."""
 
 from typing import NamedTuple
 

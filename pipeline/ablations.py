@@ -25,7 +25,7 @@ from pipeline.ablation_page import Claim, Outcome, Outcomes, Variant, ablations_
 from pipeline.check import WALKERS
 from pipeline.commits import git
 from pipeline.errors import PipelineError, listing, run_stage
-from pipeline.estimates import figures
+from pipeline.estimates import IDENTICAL, figures
 from pipeline.files import new_folder, write_bytes
 from pipeline.mlflow_store import find_runs, open_store, reason, store_errors, tracking_uri
 from pipeline.probe_table import read_probes
@@ -205,7 +205,7 @@ def outcome(folder: Path, seconds: dict[str, float]) -> Outcome:
         for condition in conditions:
             column = title if len(conditions) == 1 else f"{title} {condition}"
             found = figures(probes, condition)
-            rank1[column] = found.get("rank1", found["rank1_with_identical_views"])
+            rank1[column] = found["rank1"] if "rank1" in found else found[f"rank1{IDENTICAL}"]
     for stage in STAGES:
         p = pd.read_csv(folder / stage / "history.csv")["p"]
         if len(p) and not math.isnan(p.iloc[-1]):

@@ -19,10 +19,10 @@ CHECKPOINT = "checkpoint.safetensors"
 """A checkpoint's name in the folder of its training."""
 
 
-def save_checkpoint(path: Path, model: GaitGL, config: GaitGLConfig, info: dict[str, Any]) -> None:
+def save_checkpoint(path: Path, model: GaitGL, info: dict[str, Any]) -> None:
     """Write weights, architecture and ``info`` (anything JSON can hold); same input, same bytes."""
     # one entry: safetensors does not keep the order of several
-    header = {"format": FORMAT, "architecture": asdict(config), "info": info}
+    header = {"format": FORMAT, "architecture": asdict(model.config), "info": info}
     metadata = {"gaitgl": json.dumps(header, sort_keys=True)}
     weights = {name: weight.contiguous().cpu() for name, weight in model.state_dict().items()}
     write_bytes(path, safetensors.torch.save(weights, metadata))

@@ -203,16 +203,9 @@ def _distances(embeddings: Embeddings | Tensor, pairs: Pairs, method: Method, la
         yield from _counted(distance_blocks(*what), len(pairs.probes), label, method.shown)
         return
     rows = len(pairs.probes) + len(pairs.gallery)
-    with Progress(f"neighbors of {label}", rows, "sequences", shown=method.shown) as progress:
-        done = 0
-
-        def on_block(so_far: int, _: int) -> None:
-            nonlocal done
-            progress.advance(so_far - done)
-            done = so_far
-
-        blocks = reranked_blocks(*what, *method.reranking, on_block=on_block)
-        first = next(blocks)  # all of the neighbors are found by then
+    with Progress(f"neighbours of {label}", rows, "sequences", shown=method.shown) as progress:
+        blocks = reranked_blocks(*what, *method.reranking, on_block=progress.advance)
+        first = next(blocks)  # all of the neighbours are found by then
     yield from _counted(chain([first], blocks), len(pairs.probes), label, method.shown)
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from pipeline.errors import PipelineError
 from pipeline.files import new_file
-from pipeline.tables import KEY
+from pipeline.tables import KEY, check_schema
 
 Embeddings = npt.NDArray[np.float32]
 
@@ -20,10 +20,10 @@ def write_embeddings(
     """Arrow IPC: dataset, subject, sequence, view, and ``float32 [c · strips]`` a row."""
     _, c, strips = embeddings.shape
     flat = pa.array(embeddings.reshape(-1))  # [n · c · strips]
-    columns = {name: pa.array(keys[name]) for name in ("dataset", *KEY)}
-    columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, c * strips)
-    header = {"gaitgl": "embeddings", "version": "1", "channels": str(c), "strips": str(strips)}
-    batch = pa.record_batch(columns).replace_schema_metadata({**header, **metadata})
+    columns = [pa.array(keys[name], pa.string()) for name in ("dataset", *KEY)]
+    columns.append(pa.FixedSizeListArray.from_arrays(flat, c * strips))
+    schema = _schema(c, strips)
+    batch = pa.record_batch(columns, schema.with_metadata({**schema.metadata, **metadata}))
     with (
         new_file(path) as beside,
         pa.OSFile(str(beside), "wb") as sink,
@@ -37,17 +37,28 @@ def read_embeddings(path: Path) -> tuple[pd.DataFrame, Embeddings, dict[str, str
     if not path.exists():
         raise PipelineError(f"{path} is missing: `dvc repro` makes it")
     try:
-        batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-    except pa.ArrowInvalid as error:
+        file = pa.ipc.open_file(pa.memory_map(str(path)))
+        batches = [file.get_batch(i) for i in range(file.num_record_batches)]
+    except (pa.ArrowInvalid, OSError) as error:
         raise PipelineError(
             f"{path} is not a readable Arrow file: {error}. `dvc repro` brings it back"
         ) from None
-    metadata = {k.decode(): v.decode() for k, v in (batch.schema.metadata or {}).items()}
+    metadata = {k.decode(): v.decode() for k, v in (file.schema.metadata or {}).items()}
     if metadata.get("gaitgl") != "embeddings" or metadata.get("version") != "1":
         raise PipelineError(
             f"{path}: expected embeddings of version 1, got {metadata}. Run `dvc repro`."
         )
-    c, strips = int(metadata["channels"]), int(metadata["strips"])
-    values = batch.column("embedding").values.to_numpy()
-    keys = batch.select(["dataset", *KEY]).to_pandas()
+    sizes = metadata.get("channels", ""), metadata.get("strips", "")
+    c, strips = (int(size) if size.isdecimal() else 0 for size in sizes)
+    check_schema(path, file.schema, _schema(c, strips))
+    if len(batches) != 1:
+        raise PipelineError(f"{path} has {len(batches)} batches, expected 1. Run `dvc repro`.")
+    values = batches[0].column("embedding").values.to_numpy()
+    keys = batches[0].select(["dataset", *KEY]).to_pandas()
     return keys, values.reshape(len(keys), c, strips), metadata  # [n, c, strips]
+
+
+def _schema(c: int, strips: int) -> pa.Schema:
+    names = [pa.field(name, pa.string()) for name in ("dataset", *KEY)]
+    header = {"gaitgl": "embeddings", "version": "1", "channels": str(c), "strips": str(strips)}
+    return pa.schema([*names, ("embedding", pa.list_(pa.float32(), c * strips))], header)

@@ -1,7 +1,5 @@
 """Where the embeddings of a few subjects lie, on a plane."""
 
-import importlib
-import importlib.util
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +13,6 @@ SUBJECTS = 10
 
 POINTS = 400
 """At most so many points of them together, and as many of all others, behind them in grey."""
-
-NEIGHBOURS = 15
-"""How many of each point's neighbours UMAP keeps near it: its own default."""
 
 Points = npt.NDArray[np.float64]
 
@@ -40,7 +35,6 @@ class EmbeddingMap:
     """Whose those are: ``other subjects``, or ``probes`` where nobody knows who walks in them."""
 
     axes: tuple[str, str]
-    method: str
 
 
 def embedding_map(
@@ -48,9 +42,9 @@ def embedding_map(
 ) -> EmbeddingMap:
     """``keys`` (subject, sequence, view) of ``embeddings`` [n, c, strips].
 
-    The plane of the two principal components of what is drawn; where the package umap is
-    installed, UMAP's. The subjects are spread evenly over the sorted ones, the same every time.
-    Where probes have no labels, only the gallery's are subjects, and the probes are the others.
+    The plane of the two principal components of what is drawn. The subjects are spread evenly over
+    the sorted ones, the same every time. Where probes have no labels, only the gallery's are
+    subjects, and the probes are the others.
     """
     roles = _roles(keys, protocol)
     compared = (roles != "") & ~keys["view"].isin(protocol.excluded_views)  # [n]
@@ -62,21 +56,14 @@ def embedding_map(
     rows, others = (_thinned(np.flatnonzero(mask)) for mask in (coloured, grey))
     drawn = np.concatenate([rows, others])
     flat = embeddings[drawn].reshape(len(drawn), -1).astype(np.float64)  # [n + m, c · strips]
-    if importlib.util.find_spec("umap") and len(drawn) > NEIGHBOURS:
-        points, axes, method = _umap(flat), ("first axis", "second axis"), "UMAP"
-    else:
-        points, shares = principal_components(flat)
-        names = ("first", "second")
-        axes = (_axis(names[0], shares[0]), _axis(names[1], shares[1]))
-        method = "the first two principal components (PCA)"
+    points, shares = principal_components(flat)
     return EmbeddingMap(
         points[: len(rows)],
         keys["subject"].iloc[rows].tolist(),
         roles.iloc[rows].tolist(),
         points[len(rows) :],
         "other subjects" if protocol.labelled else "probes",
-        axes,
-        method,
+        (_axis("first", shares[0]), _axis("second", shares[1])),
     )
 
 
@@ -99,12 +86,6 @@ def principal_components(vectors: Points) -> tuple[Points, npt.NDArray[np.float6
     if values.sum() > 0:
         shares[:n] = values[:n] / values.sum()
     return points, shares
-
-
-def _umap(vectors: Points) -> Points:
-    umap = importlib.import_module("umap")
-    points = umap.UMAP(n_neighbors=NEIGHBOURS, random_state=0).fit_transform(vectors)
-    return np.asarray(points, np.float64)
 
 
 def _roles(keys: pd.DataFrame, protocol: Protocol) -> "pd.Series[str]":

@@ -16,7 +16,7 @@ from gaitgl.bootstrap import (
     verification_draws,
     view_pair_mean_draws,
 )
-from gaitgl.retrieval import mean_per_probe_view
+from gaitgl.retrieval import mean_of_known, mean_per_probe_view
 from gaitgl.verification import FARS, open_set
 from pipeline.probe_table import Probes
 
@@ -30,6 +30,9 @@ PRECISIONS = {"map": "average_precision", "minp": "inverse_negative_penalty"}
 
 MATCHED = "_matched_probes"
 """Ends the names of figures that leave out probes without a right entry."""
+
+IDENTICAL = "_with_identical_views"
+"""Ends the names of figures that take in galleries of the probe's own view."""
 
 FPIR = 0.01
 
@@ -115,7 +118,8 @@ def cmc(probes: Probes, condition: str, ranks: Iterable[int]) -> list[float]:
     found = counted_ranks(probes, condition)
     probe_views = probes.of(condition)["view"].to_numpy(str)
     hits = (np.where(found >= 0, _within(found, k), np.nan) for k in ranks)
-    return [100 * float(_mean(_cells(hit, probe_views, probes.views).ravel())) for hit in hits]
+    cells = (_cells(hit, probe_views, probes.views) for hit in hits)  # [V, g] each
+    return [100 * float(mean_of_known(cell.ravel())) for cell in cells]
 
 
 def counted_ranks(probes: Probes, condition: str) -> npt.NDArray[np.int64]:
@@ -140,15 +144,12 @@ def _in_view_pairs(rows: pd.DataFrame, views: list[str]) -> _Found:
     for suffix, counted in (
         ("", ~own & (ranks >= 0)),
         (MATCHED, ~own & (ranks > 0)),
-        ("_with_identical_views", ranks >= 0),
+        (IDENTICAL, ranks >= 0),
     ):
         for k in RANKS:
             hits = np.where(counted, _within(ranks, k), np.nan)
-            identical = suffix == "_with_identical_views"
-            draws = view_pair_mean_draws(
-                hits, probe_views, np.array(views), subjects, identical=identical
-            )
-            value = _mean(_cells(hits, probe_views, views).ravel())
+            draws = view_pair_mean_draws(hits, probe_views, np.array(views), subjects)
+            value = mean_of_known(_cells(hits, probe_views, views).ravel())
             found[f"rank{k}{suffix}"] = float(value), draws
     return found
 
@@ -165,9 +166,9 @@ def _in_all_views(rows: pd.DataFrame, views: list[str]) -> _Found:
         for suffix, unmatched in (("", 0.0), (MATCHED, np.nan))
     }
     together = np.stack(list(counted.values()), axis=1)  # [p, figures]
-    value = _mean(_cells(together, rows["view"].to_numpy(str), views).T)  # [figures]
+    value = mean_of_known(_cells(together, rows["view"].to_numpy(str), views).T)  # [figures]
     by_view = np.where(own[:, None, :], together[:, :, None], np.nan)  # [p, figures, V]
-    draws = _mean(mean_draws(by_view, subjects))  # [draws, figures]
+    draws = mean_of_known(mean_draws(by_view, subjects))  # [draws, figures]
     return {name: (float(value[i]), draws[:, i]) for i, name in enumerate(counted)}
 
 
@@ -233,12 +234,4 @@ def _padded(lists: Iterable[Any]) -> Values:
 
 def _cells(values: Values, probe_views: npt.NDArray[Any], views: list[str]) -> Values:
     """[p, g] -> [V, g]: means over the probes of each view; NaN values do not count."""
-    return np.stack([_mean(values[probe_views == view].T) for view in views])
-
-
-def _mean(values: Values) -> Values:
-    """Mean over the last axis; NaN values do not count, and NaN is what none of them gives."""
-    known = ~np.isnan(values)
-    count = known.sum(axis=-1)
-    total = np.where(known, values, 0).sum(axis=-1)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return np.stack([mean_of_known(values[probe_views == view].T) for view in views])

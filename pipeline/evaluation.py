@@ -15,7 +15,7 @@ from gaitgl.verification import equal_error_rate, error_curve
 from pipeline.distance_pass import Compared, Method, compare, first_match, nearest
 from pipeline.embedding_file import Embeddings
 from pipeline.errors import PipelineError
-from pipeline.estimates import Estimate, cmc, counted_ranks, figures, rank_by_view
+from pipeline.estimates import IDENTICAL, Estimate, cmc, counted_ranks, figures, rank_by_view
 from pipeline.probe_table import PROBES, Probes, gallery_of
 from pipeline.protocols import Protocol, named
 from pipeline.submission import gallery_subjects, probe_videos, submission
@@ -220,7 +220,7 @@ def _result(
     )
     headline = "rank1"
     if len(views) == 1:
-        headline = "rank1_with_identical_views"
+        headline = f"rank1{IDENTICAL}"
         notes = [
             *notes,
             f"All was seen from one view ({views[0]}): there is no pair of different views, and "

@@ -18,8 +18,8 @@ from pipeline.settings import ProtocolName
 FILE = "protocol.json"
 VERSION = "2"
 
-RESERVED = ("p", "protocols", "submission", "notes", "view_pairs", "all_views", "hid")
-"""Keys of metrics.json, which no condition can be called."""
+RESERVED = ("p", "protocols", "submission", "notes", "gallery", "view_pairs", "all_views", "hid")
+"""Keys of metrics.json, and the gallery in figures: no condition can be called so."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.estimates import RANKS, Estimate, by_view, rank_by_view
+from pipeline.estimates import IDENTICAL, MATCHED, RANKS, Estimate, by_view, rank_by_view
 from pipeline.evaluation import Evaluation, ProtocolResult, rank1_table
 from pipeline.files import new_folder, write_bytes, write_json
 from pipeline.probe_table import write_probes
@@ -20,8 +20,8 @@ from pipeline.submission import write_submission
 STAGES = tuple(TRAINED_BY.values())
 
 LABELS = {
-    "rank1_matched_probes": "rank-1 of matched probes",
-    "rank1_with_identical_views": "rank-1 with identical views",
+    f"rank1{MATCHED}": "rank-1 of matched probes",
+    f"rank1{IDENTICAL}": "rank-1 with identical views",
     "map": "mAP",
     "minp": "mINP",
     "eer": "EER",

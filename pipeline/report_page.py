@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.embedding_map import EmbeddingMap
-from pipeline.estimates import MATCHED, Estimate, by_view
+from pipeline.estimates import IDENTICAL, MATCHED, Estimate, by_view
 from pipeline.evaluation import Evaluation, ProtocolResult
 from pipeline.files import new_folder, write_bytes
 from pipeline.names import printable
@@ -47,7 +47,7 @@ FIGURES = {
 
 CONVENTIONS = {
     MATCHED: ", matched probes only",
-    "_with_identical_views": ", identical views included",
+    IDENTICAL: ", identical views included",
 }
 
 

@@ -66,8 +66,8 @@ def report_figures(
         drawn["embeddings"] = drawing(
             figures.embedding_map(embeddings),
             f"Embeddings of {len(embeddings.points)} sequences of {shown} subjects on a plane "
-            f"({embeddings.method}), a colour for each subject; {len(embeddings.others)} in grey: "
-            f"{embeddings.others_name}",
+            "(the first two principal components, PCA), a colour for each subject; "
+            f"{len(embeddings.others)} in grey: {embeddings.others_name}",
         )
     return drawn
 

@@ -132,6 +132,7 @@ def train_steps(
             raise NotFiniteError(step, loss, per_strip, bad if math.isfinite(loss) else [])
         optimizer.step()
         strips = result.active_per_strip.numel()
+        p = model.gem_p  # waits once more: for this step's update
         yield Step(
             step,
             loss,
@@ -139,7 +140,7 @@ def train_steps(
             mean_distance,
             norm,
             optimizer.param_groups[0]["lr"],
-            math.nan if model.gem_p is None else model.gem_p,
+            math.nan if p is None else p,
         )
 
 

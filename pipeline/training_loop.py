@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import torch
 
-from gaitgl.model import GaitGL, GaitGLConfig
+from gaitgl.model import GaitGL
 from pipeline.batches import TrainingBatch, TrainingBatches
 from pipeline.checkpoints import CHECKPOINT, save_checkpoint
 from pipeline.devices import compiler_problem
@@ -44,7 +44,6 @@ class TrainingLoop:
     stage: str
     training: Training
     runtime: Runtime
-    config: GaitGLConfig
     device: torch.device
     world: World
     stop: StopRequest
@@ -141,7 +140,7 @@ class TrainingLoop:
                 memory = memory_of_each(self.device)
                 raise PipelineError(
                     f"out of memory in step {self.done + 1}.\n"
-                    + advice(self.stage, training, self.config, memory, self.world.size)
+                    + advice(self.stage, training, self.model.config, memory, self.world.size)
                 ) from None
 
     def _compiled(self) -> bool:
@@ -242,21 +241,22 @@ class TrainingLoop:
     def _report(self, error: NotFiniteError) -> PipelineError:
         """Save what is known of a step that failed, and say where."""
         folder = self.state.folder / "trouble"
+        p = self.model.gem_p
         if self.world.leads:
             sequences = self.batches.sequences(error.step)
             with new_folder(folder) as beside:
                 sequences.to_csv(beside / "batch.csv", index=False, lineterminator="\n")
-                save_checkpoint(beside / CHECKPOINT, self.model, self.config, {"step": self.done})
+                save_checkpoint(beside / CHECKPOINT, self.model, {"step": self.done})
                 known = {
                     "step": error.step,
-                    "p": self.model.gem_p,
+                    "p": p,
                     "loss": repr(error.loss),
                     "loss_per_strip": [repr(loss) for loss in error.loss_per_strip],
                     "weights_with_bad_gradients": error.bad_gradients,
                 }
                 write_json(beside / "step.json", known)
-        p = "none" if self.model.gem_p is None else f"{self.model.gem_p:.4f}"
-        what = f"the loss of step {error.step} is {error.loss}, with p = {p}"
+        shown_p = "none" if p is None else f"{p:.4f}"
+        what = f"the loss of step {error.step} is {error.loss}, with p = {shown_p}"
         if math.isfinite(error.loss):
             where = listing(error.bad_gradients, 5) or "  none by itself; their norm overflows"
             what = (

@@ -36,7 +36,6 @@ def run_training(
     stage: str,
     dataset: Dataset,
     model: GaitGL,
-    config: GaitGLConfig,
     store: SilhouetteStore,
     catalogue: Path,
     folder: Path,
@@ -64,13 +63,13 @@ def run_training(
         "silhouettes": store.digest(),
         "upstream": upstream,
     }
-    identity = {**about, "architecture": asdict(config)}
+    identity = {**about, "architecture": asdict(model.config)}
     about["fingerprint"] = fingerprint(identity)
     state = TrainingState(stage, identity)
     with joined(device) as world, StopRequest() as stop:
         _check_precision(stage, training, device)
         _check_alike(world, state, training, runtime)
-        _check_memory(stage, training, config, device, world)
+        _check_memory(stage, training, model.config, device, world)
         batches = _batches(stage, store, training, seed, world, device)
         validation = _validation(store, catalogue, training)
         optimizer = new_optimizer(place(model, device))
@@ -78,7 +77,6 @@ def run_training(
             stage=stage,
             training=training,
             runtime=runtime,
-            config=config,
             device=device,
             world=world,
             stop=stop,
@@ -120,9 +118,8 @@ def run_training(
                     loop.train(run)
                     if run is not None:
                         with new_folder(folder) as beside:
-                            save_checkpoint(
-                                beside / CHECKPOINT, model, config, {**about, "p": model.gem_p}
-                            )
+                            info = {**about, "p": model.gem_p}
+                            save_checkpoint(beside / CHECKPOINT, model, info)
                             _write_history(beside / HISTORY, loop.history)
                         run.keep()  # first: once the result is kept, no step is done again
                         state.keep_result(folder)

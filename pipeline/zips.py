@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -26,6 +27,7 @@ from pipeline.members import (
 
 _TAR = re.compile(r"\.(tar|tar\.gz|tgz)$", re.IGNORECASE)
 _LOCAL_HEADER_BYTES = 30  # at least
+_PIECE_BYTES = 2**20
 _END_BYTES = 22 + 20 + 56  # records at a zip's end
 _WRONG_PASSWORD_AFTER = 8  # damaged members, with none whole before them
 
@@ -219,7 +221,9 @@ def _content(
     if info.file_size > caps.max_frame_bytes:
         raise ValueError("larger than when it was listed")
     with outer.open(info, pwd=_bytes(password)) as stream:
-        content = stream.read(info.file_size + 1)  # one more: then the checksum is compared
+        # a Source gives no more than that at once; to the end, where the checksum is compared
+        piece = min(info.file_size + 1, _PIECE_BYTES)
+        content = b"".join(iter(partial(stream.read, piece), b""))
     if len(content) != info.file_size:
         raise EOFError(f"{len(content)} of {info.file_size} bytes")
     return content

@@ -36,7 +36,6 @@ def main() -> None:
         "finetune",
         "casia_e",
         model,
-        config,
         SilhouetteStore(Path("data/casia_e/silhouettes")),
         Path("data/casia_e/catalogue"),
         Path("models/finetune"),

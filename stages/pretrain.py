@@ -18,13 +18,12 @@ def main() -> None:
     inputs = StageInputs("pretrain")
     settings = Settings.load()
     spread(settings.runtime.processes)
-    config = GaitGLConfig(**settings.model.model_dump())
     torch.manual_seed(settings.seed)
+    model = GaitGL(GaitGLConfig(**settings.model.model_dump()))
     run_training(
         "pretrain",
         "oumvlp",
-        GaitGL(config),
-        config,
+        model,
         SilhouetteStore(Path("data/oumvlp/silhouettes")),
         Path("data/oumvlp/catalogue"),
         Path("models/pretrain"),

@@ -196,7 +196,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = GaitGLConfig(channels=(2, 3, 4, 4, 4, 5))
     path = tmp_path_factory.mktemp("checkpoint") / "checkpoint.safetensors"
     info = {"stage": "finetune", "dataset": "casia_e", "fingerprint": "f1"}
-    save_checkpoint(path, GaitGL(config), config, info)
+    save_checkpoint(path, GaitGL(config), info)
     return path
 
 

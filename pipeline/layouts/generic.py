@@ -163,6 +163,8 @@ def _compare(
             problems.append(f"probes.{condition}: letters, digits, - and _ only, please")
         elif condition in RESERVED:
             problems.append(f"probes.{condition}: the report calls something else so")
+        elif condition == "all" and len(probes) > 1:
+            problems.append("probes.all: what the only condition may be called, not one of several")
         elif (other := files.setdefault(condition.lower(), condition)) != condition:
             problems.append(f"probes.{condition}: differs from {other} in capitals only")
     return gallery, probes, problems

@@ -25,7 +25,7 @@ def model() -> GaitGL:
 @pytest.fixture
 def path(tmp_path: Path, model: GaitGL) -> Path:
     path = tmp_path / "checkpoint.safetensors"
-    save_checkpoint(path, model, CONFIG, INFO)
+    save_checkpoint(path, model, INFO)
     return path
 
 
@@ -47,7 +47,7 @@ def test_eq_7s_weights_are_part_of_the_architecture(tmp_path: Path) -> None:
     config = GaitGLConfig(
         channels=(2, 2, 2, 2, 2, 2), spatial_pooling="max_mean", max_weight=0.25, mean_weight=-2.0
     )
-    save_checkpoint(tmp_path / "c", GaitGL(config), config, {})
+    save_checkpoint(tmp_path / "c", GaitGL(config), {})
     assert read_checkpoint(tmp_path / "c")[0] == config
 
 
@@ -69,7 +69,7 @@ def test_a_checkpoint_from_before_a_setting_existed_has_its_default(
 def test_the_same_model_gives_the_same_bytes(tmp_path: Path, path: Path, model: GaitGL) -> None:
     model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     reordered = dict(reversed(INFO.items()))
-    save_checkpoint(tmp_path / "again", model, CONFIG, reordered)
+    save_checkpoint(tmp_path / "again", model, reordered)
     assert (tmp_path / "again").read_bytes() == path.read_bytes()
 
 

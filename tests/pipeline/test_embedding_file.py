@@ -75,3 +75,46 @@ def test_another_version_is_refused(path: Path, metadata: dict[str, str]) -> Non
         writer.write_batch(batch)
     with pytest.raises(PipelineError, match="expected embeddings of version 1"):
         read_embeddings(path)
+
+
+HEADER = {"gaitgl": "embeddings", "version": "1", "channels": "1", "strips": "2"}
+
+
+def _batch(**columns: pa.Array) -> pa.RecordBatch:
+    text = pa.array(["a", "b"])
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array([1.0, 2, 3, 4], pa.float32()), 2)
+    usual = dict.fromkeys(("dataset", "subject", "sequence", "view"), text)
+    return pa.record_batch({**usual, "embedding": vectors, **columns})
+
+
+@pytest.mark.parametrize(
+    ("batch", "header"),
+    [
+        (_batch(), {**HEADER, "strips": "3"}),
+        (_batch(), {name: HEADER[name] for name in ("gaitgl", "version")}),
+        (_batch(view=pa.array([0, 90])), HEADER),
+        (
+            _batch(embedding=pa.FixedSizeListArray.from_arrays(pa.array([1.0, 2, 3, 4]), 2)),
+            HEADER,  # float64
+        ),
+        (_batch().drop_columns("embedding"), HEADER),
+    ],
+)
+def test_other_columns_are_refused(
+    path: Path, batch: pa.RecordBatch, header: dict[str, str]
+) -> None:
+    batch = batch.replace_schema_metadata(header)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    with pytest.raises(PipelineError, match=r"casia_e\.arrow is not what this version reads"):
+        read_embeddings(path)
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_file_in_pieces_is_refused(path: Path, count: int) -> None:
+    batch = _batch().replace_schema_metadata(HEADER)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+        for _ in range(count):
+            writer.write_batch(batch)
+    with pytest.raises(PipelineError, match=f"{count} batches, expected 1"):
+        read_embeddings(path)

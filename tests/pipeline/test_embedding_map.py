@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline import embedding_map as module
 from pipeline.embedding_map import POINTS, SUBJECTS, embedding_map, principal_components
 from pipeline.layouts.hid import Hid
 from pipeline.protocols import Protocol
@@ -54,7 +53,6 @@ def test_only_what_is_compared_is_drawn_and_with_its_role() -> None:
     assert shown.roles == ["CL", "gallery", "NM"] * 3
     assert shown.others.shape == (0, 2)
     assert shown.others_name == "other subjects"
-    assert "PCA" in shown.method
 
 
 def test_the_only_conditions_probes_are_called_so() -> None:
@@ -84,7 +82,7 @@ def test_of_many_a_few_subjects_are_drawn_and_a_bounded_number_of_points() -> No
     assert len(shown.points) == len(shown.others) == POINTS
 
 
-def test_it_is_the_same_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_the_same_every_time() -> None:
     keys = _keys(30, ["nm-1", "nm-2"], ["000", "090"])
     one, two = (embedding_map(keys, _embeddings(len(keys)), PROTOCOL) for _ in range(2))
     np.testing.assert_array_equal(one.points, two.points)
@@ -93,11 +91,3 @@ def test_it_is_the_same_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
     near = embedding_map(keys, (apart + _embeddings(len(keys)) / 100).astype(np.float32), PROTOCOL)
     places = pd.DataFrame(near.points).groupby(near.subjects)
     assert (places.std().max() < pd.DataFrame(near.points).std() / 20).all()
-
-
-@pytest.mark.skipif(not module.importlib.util.find_spec("umap"), reason="umap is not installed")
-def test_umap_is_said_where_it_is_used() -> None:
-    keys = _keys(30, ["nm-1", "nm-2"], ["000", "090"])
-    one, two = (embedding_map(keys, _embeddings(len(keys)), PROTOCOL) for _ in range(2))
-    assert one.method == "UMAP"
-    np.testing.assert_array_equal(one.points, two.points)

@@ -175,7 +175,8 @@ def test_a_folder_that_is_no_model_of_ours_is_not_opened(
 def test_a_checkpoint_that_asks_for_more_memory_than_there_is_is_not_built(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
     network = GaitGL(GaitGLConfig(channels=(2, 2, 2, 2, 2, 2)))
-    save_checkpoint(path, network, GaitGLConfig(channels=(10**7,) * 6), {})
+    network.config = GaitGLConfig(channels=(10**7,) * 6)  # what the file says of itself
+    save_checkpoint(path, network, {})
     with pytest.raises(PipelineError, match="do not fit this network"):
         read_network(path)
 

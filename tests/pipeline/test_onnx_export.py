@@ -82,7 +82,7 @@ def test_a_file_that_computes_something_else_is_not_written(
     """The file of another network stands in for an export that went wrong."""
     network, path = exported
     checkpoint = tmp_path / "finetune" / "checkpoint.safetensors"
-    save_checkpoint(checkpoint, network if same else GaitGL(DEMO), DEMO, {})
+    save_checkpoint(checkpoint, network if same else GaitGL(DEMO), {})
     monkeypatch.setattr(onnx_export, "export", lambda _, target: shutil.copy(path, target))
     monkeypatch.setattr(onnx_export, "FOLDER", tmp_path / "exports")
     monkeypatch.setattr(sys, "argv", ["onnx_export", str(checkpoint)])

@@ -44,7 +44,7 @@ def write(tmp_path: Path, store: SilhouetteStore) -> Callable[..., None]:
             "upstream": {},
         }
         folder = tmp_path / "models" / "pretrain"
-        save_checkpoint(folder / "checkpoint.safetensors", GaitGL(CONFIG), CONFIG, info)
+        save_checkpoint(folder / "checkpoint.safetensors", GaitGL(CONFIG), info)
         history = pd.DataFrame({"step": range(1, len(p) + 1), "p": p}, columns=["step", "p"])
         history.to_csv(folder / "history.csv", index=False)
 

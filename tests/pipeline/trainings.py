@@ -40,7 +40,6 @@ def run(
         "pretrain",
         "oumvlp",
         model,
-        config,
         stores["oumvlp"],
         Path("catalogue"),  # read for validation only
         folder,

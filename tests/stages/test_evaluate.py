@@ -51,7 +51,7 @@ def _train(dataset: Dataset, stage: str) -> None:
     }
     folder = Path("models", stage)
     folder.mkdir(parents=True)
-    save_checkpoint(folder / "checkpoint.safetensors", GaitGL(config), config, info)
+    save_checkpoint(folder / "checkpoint.safetensors", GaitGL(config), info)
     history = pd.DataFrame({"step": [1, 2], "loss": 0.2, "active_share": 0.5, "p": [6.5, 6.4]})
     history.assign(lr=1e-4).to_csv(folder / "history.csv", index=False)
 

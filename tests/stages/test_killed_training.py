@@ -385,7 +385,7 @@ def test_two_machines_embed_with_one_checkpoint_alone(
     config, weights, info = read_checkpoint(path)
     model = GaitGL(config)
     load_weights(model, weights, path)
-    save_checkpoint(path, model, config, {**info, "p": 1.0})
+    save_checkpoint(path, model, {**info, "p": 1.0})
     embed, torchrun, log = ("python", "-m", "stages.embed", "oumvlp"), two_nodes(), tmp_path / "log"
     process = second.start(*embed, log=log, **torchrun, PET_NODE_RANK="1")
     done = first.run(*embed, check=False, **torchrun, PET_NODE_RANK="0")
