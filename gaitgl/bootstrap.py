@@ -1,4 +1,4 @@
-"""Intervals by the bootstrap over subjects: what if other people had walked as probes?
+"""Intervals by the bootstrap over subjects: how figures would vary with other probe subjects.
 
 A subject's sequences are alike, so that whole subjects are drawn, with replacement, as many as
 there are. The gallery stays as it is: an interval says nothing of other galleries, and that of TAR
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gaitgl.retrieval import mean_of_known
+from gaitgl.verification import errors_allowed
 
 DRAWS = 1000
 COVERAGE = 95.0
@@ -23,7 +24,7 @@ COVERAGE = 95.0
 
 
 def interval(samples: NDArray[np.float64], coverage: float = COVERAGE) -> tuple[Any, Any]:
-    """Low and high end that leave half of the rest of the draws on either side.
+    """Ends of the central interval that holds ``coverage`` % of the draws.
 
     Args:
         samples: [draws, ...]; NaN draws are left out.
@@ -101,7 +102,7 @@ def open_set_draws(
     found_at = np.full(draws, np.nan)
     for draw, weight in enumerate(weights):
         searches = weight[codes[order]].cumsum()
-        allowed = int(fpir * searches[-1] + 1e-9) if len(searches) else 0
+        allowed = errors_allowed(fpir, searches[-1]) if len(searches) else 0
         if allowed < 1:
             continue
         first_past = np.searchsorted(searches, allowed, side="right")
@@ -122,8 +123,8 @@ def verification_draws(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """EER, and TAR at each FAR, in % of each draw: subjects bring their impostor pairs, too.
 
-    So each draw has thresholds of its own. Where its FAR is told between two steps' ends, it rises
-    straight from one to the other.
+    So each draw has thresholds of its own. FAR is known at the ends of steps; between them it
+    is interpolated linearly.
 
     Args:
         genuine_far: [p, R], the share of all impostor pairs that are at most as far as a genuine

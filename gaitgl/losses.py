@@ -87,11 +87,17 @@ def batch_all_triplet_loss(embeddings: Tensor, labels: Tensor, margin: float = 0
     # of every anchor at a time; no [strips, n, n, n] is ever held.
     coefficients = torch.zeros_like(distances)
     with torch.no_grad():
+        most = int(positives.max())
         order = positive.int().argsort(dim=1, descending=True, stable=True)  # positives first
-        negative = ~same.to(device)
-        for rank in range(int(positives.max())):
-            column = order[:, rank].to(device)[None, :, None].expand(strips, n, 1)  # [strips, n, 1]
-            valid = (positives > rank).to(device)[:, None] & negative  # [n, n]
+        # to a GPU before the turns: each copy waits for all that it has to do
+        columns, negative, positives = (
+            order[:, :most].to(device),
+            ~same.to(device),
+            positives.to(device),
+        )
+        for rank in range(most):
+            column = columns[:, rank, None].expand(strips, n, 1)  # [strips, n, 1]
+            valid = (positives > rank)[:, None] & negative  # [n, n]
             excess = distances.gather(2, column) - distances + margin  # [strips, n, n]
             active = ((excess > 0) & valid).float()
             coefficients -= active

@@ -26,12 +26,12 @@ _DROPPED_BITS = 8
 _BINS = 1 << (31 - _DROPPED_BITS)
 _INFINITE = 0x7F800000 >> _DROPPED_BITS
 _COARSER = 7
-"""How many bits fewer bins have where each subject's impostors are counted: 8 are left."""
+"""Bits that are dropped besides where impostors are counted subject by subject; 8 remain."""
 _CHUNK = 2**18
 """Distances binned at once, so that the working memory is a few MiB."""
 _STEPS = 128
 _LEAST_FAR = FARS[-1] / 100
-"""Below it, a draw of subjects needs no step: it does not move a rate a hundredfold."""
+"""A FAR below this needs no step of its own: no rate that is reported is so small."""
 
 
 class Verification(NamedTuple):
@@ -161,6 +161,11 @@ def equal_error_rate(result: Verification) -> float:
     return 100 * float(far[after - 1] + share * (far[after] - far[after - 1]))
 
 
+def errors_allowed(rate: float, trials: float) -> int:
+    """How many errors in so many trials do not pass a rate: 3 of 300 at 0.01, rounding or not."""
+    return int(rate * trials + 1e-9)
+
+
 def threshold_at(result: Verification, far: float) -> float:
     """Greatest threshold at which the FAR is at most ``far``; -1, which accepts nothing, where even
     the least accepts more (too many distances are alike).
@@ -168,7 +173,7 @@ def threshold_at(result: Verification, far: float) -> float:
     NaN with fewer than 1 / ``far`` impostor pairs: there, one pair would be more than the rate.
     """
     pairs = int(result.impostors[-1]) if len(result.impostors) else 0
-    allowed = int(far * pairs + 1e-9)  # 0.01 of 300 is 3
+    allowed = errors_allowed(far, pairs)
     if allowed < 1:
         return float("nan")
     accepted = np.searchsorted(result.impostors, allowed, side="right")
@@ -233,7 +238,7 @@ def open_set(
 def open_set_limit(wrong_distances: NDArray[np.float32], fpir: float) -> float:
     """Greatest limit that at most a share ``fpir`` of finite distances is below; NaN if too few."""
     wrong = np.sort(wrong_distances[np.isfinite(wrong_distances)], axis=None)
-    allowed = int(fpir * len(wrong) + 1e-9)
+    allowed = errors_allowed(fpir, len(wrong))
     if allowed < 1:
         return float("nan")
     return float(wrong[allowed]) if allowed < len(wrong) else float("inf")

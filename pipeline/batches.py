@@ -17,6 +17,10 @@ from pipeline.tables import KEY
 READ_AT_ONCE = 32
 """Sequences that are decompressed in one call, whole: it bounds the memory that they take."""
 
+MOST_THREADS = 8
+"""More are of no use to a GPU: one makes 20 batches of 32 x 8 x 30 a second, or more. And each has
+two batches in memory, which for a GPU stays taken."""
+
 
 class TrainingBatch(NamedTuple):
     """What one process needs of a batch, in host memory."""
@@ -94,7 +98,7 @@ class TrainingBatches:
 
         They are the same for any number of threads; 0 prepares each when it is asked for.
         """
-        return prepared(self.batch, range(first, last + 1), threads)
+        return prepared(self.batch, range(first, last + 1), min(threads, MOST_THREADS))
 
 
 def held_out(index: pd.DataFrame, subjects: int) -> list[str]:

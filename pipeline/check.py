@@ -86,7 +86,7 @@ def _lack_of_bfloat16(settings: Settings) -> str:
     from pipeline.devices import choose_device, lacks_bfloat16  # import torch
 
     if _lack_of_device(settings):
-        return ""  # which is told
+        return ""  # reported by itself
     return lacks_bfloat16(choose_device(settings.runtime.device))
 
 

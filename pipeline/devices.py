@@ -10,13 +10,19 @@ from pipeline.errors import PipelineError
 
 
 def choose_device(device: str) -> torch.device:
-    """``runtime.device`` as a device; ``auto`` takes the GPU where there is one."""
+    """``runtime.device`` as a device; ``auto`` takes the GPU where there is one.
+
+    float32 means float32 on it from here on: no TF32 in all of this process.
+    """
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False  # as it is, unless the environment says otherwise
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device == "cpu" and (unused := gpu_out_of_reach()):
+            sys.stderr.write(f"warning: computing on the CPU: {unused}\n")
     if device == "cuda" and not torch.cuda.is_available():
-        raise PipelineError(
-            "runtime.device is cuda, but torch finds no GPU here; set it to auto or cpu"
-        )
+        why = gpu_out_of_reach() or "torch finds no GPU here"
+        raise PipelineError(f"runtime.device is cuda, but {why}; set it to auto or cpu")
     if device == "cuda" and "LOCAL_RANK" in os.environ:  # one of several processes of torchrun's
         number, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if number >= gpus:
@@ -24,8 +30,33 @@ def choose_device(device: str) -> torch.device:
                 f"process {number + 1} of this machine finds {gpus} GPUs: each needs its own. "
                 f"Lower runtime.processes to {gpus}, or set runtime.device to cpu"
             )
-        return torch.device("cuda", number)
-    return torch.device(device)
+        device = f"cuda:{number}"
+    chosen = torch.device(device)
+    try:
+        torch.ones(1, device=chosen).add_(1)
+    except torch.AcceleratorError as error:  # too old for this torch, or in another's sole use
+        name, reason = torch.cuda.get_device_name(chosen), str(error).partition("\n")[0]
+        raise PipelineError(
+            f"torch {torch.__version__} cannot compute on the {name}: {reason}. Set runtime.device "
+            "to cpu, or install a torch that is built for this GPU"
+        ) from None
+    return chosen
+
+
+def gpu_out_of_reach() -> str:
+    """Why torch cannot use a GPU that is there, in a few words; empty where there is none."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        name, driver = pynvml.nvmlDeviceGetName(handle), pynvml.nvmlSystemGetDriverVersion()
+    except pynvml.NVMLError:
+        return ""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return ""  # hidden by the user
+    built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "has no CUDA"
+    return f"torch {torch.__version__} {built} and cannot use the {name} with driver {driver}"
 
 
 def place(model: GaitGL, device: torch.device) -> GaitGL:
@@ -61,7 +92,7 @@ def lacks_bfloat16(device: torch.device) -> str:
 
 
 def precision_here(device: torch.device, wanted: str) -> str:
-    """``wanted`` (float32 or bfloat16), or float32 where the device lacks bfloat16; it is said."""
+    """``wanted`` (float32 or bfloat16), or float32 where the device lacks bfloat16, as a line says."""
     lack = lacks_bfloat16(device) if wanted == "bfloat16" else ""
     if lack:
         sys.stderr.write(f"float32 instead of bfloat16: {lack}\n")
@@ -69,11 +100,5 @@ def precision_here(device: torch.device, wanted: str) -> str:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context in which the network runs in ``precision`` (float32 or bfloat16).
-
-    With float32, cuDNN computes without TF32 from here on, in all of this process.
-    """
-    enabled = precision == "bfloat16"
-    if not enabled:
-        torch.backends.cudnn.allow_tf32 = False  # float32 means float32
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+    """The context in which the network runs in ``precision`` (float32 or bfloat16)."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")

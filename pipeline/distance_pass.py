@@ -150,13 +150,13 @@ def nearest(
 
 
 def placed(embeddings: Embeddings, device: torch.device) -> Embeddings | Tensor:
-    """Embeddings where distances are computed: on a GPU if they fit; if not, that is said."""
+    """Embeddings where distances are computed: on a GPU if they fit, else on the CPU, as printed."""
     if device.type == "cpu":
         return embeddings
     free, _ = torch.cuda.mem_get_info(device)
-    if 2.5 * embeddings.nbytes > free:  # the gallery is copied, and again while it is rearranged
+    if 3 * embeddings.nbytes > free:  # all of them are copied for re-ranking, and rearranged
         print(
-            f"{embeddings.nbytes / 2**30:.1f} GiB of embeddings need two and a half times that on "
+            f"{embeddings.nbytes / 2**30:.1f} GiB of embeddings need three times that on "
             f"{device}, which has {free / 2**30:.1f} GiB free: distances are computed on the CPU"
         )
         return embeddings

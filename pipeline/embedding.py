@@ -34,8 +34,8 @@ def embed(
     """Embeddings ``float32 [n, c, strips]`` of the store's sequences ``numbers`` [n], whole.
 
     Sequences of exactly equal length share a batch, so nothing is padded or cut, and each result
-    equals that of the sequence alone. Several processes take the batches in turn; the first one
-    returns all embeddings, the others none.
+    equals that of the sequence alone; a batch that does not fit into memory is divided. Several
+    processes take the batches in turn; the first one returns all embeddings, the others none.
     """
     model = place(model, device).eval()
     lengths = store.index["n_frames"].to_numpy()[numbers]
@@ -53,16 +53,21 @@ def embed(
         try:
             with context:
                 out: Tensor = model(silhouettes.to(device, non_blocking=True).float() / 255)
+                return out.float().cpu()  # [n, c, strips]
         except RuntimeError as error:
             if not is_exhausted(error):
                 raise
             n, _, t = silhouettes.shape[:3]
-            instead = ", or set runtime.device to cpu" if device.type == "cuda" else ""
-            raise PipelineError(
-                f"out of memory while embedding {n} sequence(s) of {t} frames at widths "
-                f"{list(model.config.channels)}: free the device of other work{instead}"
-            ) from None
-        return out.float().cpu()  # [n, c, strips]
+            if n == 1:
+                instead = ", or set runtime.device to cpu" if device.type == "cuda" else ""
+                raise PipelineError(
+                    f"out of memory while embedding a sequence of {t} frames at widths "
+                    f"{list(model.config.channels)}: free the device of other work{instead}"
+                ) from None
+        # here, where the error holds no tensor of the batch any more
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        return torch.cat([embedded(half) for half in silhouettes.chunk(2)])
 
     embeddings: Embeddings | None = None
     own_batches = prepared(read, batches[world.rank :: world.size], threads=1)

@@ -21,9 +21,8 @@ class Stopped(Exception):
 def run_stage(main: Callable[[], None]) -> None:
     """Run a stage's ``main``; a PipelineError becomes one screen of text and exit status 1.
 
-    Of several processes the first one tells it whole, the others its first line.
-
-    Stopped becomes a line of text and the exit status that it carries.
+    Of several processes the first one prints it whole, the others its first line. What a disk or a
+    file's rights forbid is said in a line; Stopped and Ctrl-C become a line and their exit status.
     """
     try:
         main()

@@ -17,7 +17,7 @@ from gaitgl.bootstrap import (
     view_pair_mean_draws,
 )
 from gaitgl.retrieval import mean_of_known, mean_per_probe_view
-from gaitgl.verification import FARS, open_set
+from gaitgl.verification import FARS, errors_allowed, open_set
 from pipeline.probe_table import Probes
 
 Values = npt.NDArray[np.float64]
@@ -178,7 +178,7 @@ def _verification(rows: pd.DataFrame, equal_error_rate: float | None) -> _Found:
         return {}
     given = rows[rows["impostors"].notna()].sort_values("subject")
     impostors = np.stack(given["impostors"].tolist())  # [S, K]
-    rates = [rate for rate in FARS if int(rate * impostors.sum() + 1e-9) >= 1]
+    rates = [rate for rate in FARS if errors_allowed(rate, impostors.sum()) >= 1]
     eer, tar = verification_draws(
         _padded(rows["genuine_far"]), impostors, rows["subject"].to_numpy(str), rates
     )

@@ -106,7 +106,7 @@ def evaluate(
 ) -> Evaluation:
     """Apply labelled protocols to embeddings [n, c, strips] with their KEY.
 
-    A protocol that cannot be applied is told in the notes; PipelineError where none can.
+    A protocol that cannot be applied is named in the notes; PipelineError where none can.
     """
     passes: dict[object, Compared] = {}
     results, notes = [], []

@@ -7,7 +7,7 @@ from pipeline.data_inputs import data_inputs
 from pipeline.files import fingerprint, sha256
 from pipeline.mlflow_store import DATA_TAG, HEADLINE
 from pipeline.report import headline_rank1
-from pipeline.settings import Dataset, Settings
+from pipeline.settings import Dataset
 from pipeline.tracking import TrackedRun, without_home
 
 PARTS = ("index.html", "metrics.json", "tables", "figures")
@@ -22,17 +22,21 @@ NEVER_BEHIND = {
 
 def evaluation_run(
     dataset: Dataset,
-    settings: Settings,
+    experiment: str,
+    params: dict[str, Any],
     made_by: dict[str, str],
     catalogue: Path,
     tags: dict[str, str] | None = None,
 ) -> TrackedRun:
-    """The run of a dataset's evaluation; ``made_by`` is the metadata of its embeddings."""
+    """The run of a dataset's evaluation.
+
+    ``params`` is what it shows (`Settings.flat`), ``made_by`` the metadata of its embeddings.
+    """
     return TrackedRun(
         "evaluate",
         dataset,
-        settings.runtime.experiment,
-        settings.flat(),
+        experiment,
+        params,
         {made_by["stage"]: made_by["checkpoint"]},
         {DATA_TAG: made_by["silhouettes"], **(tags or {})},
         inputs=data_inputs(dataset, catalogue, "evaluation"),
@@ -40,14 +44,18 @@ def evaluation_run(
 
 
 def record_report(
-    run: TrackedRun, dataset: Dataset, settings: Settings, report: Path, metrics: dict[str, float]
+    run: TrackedRun,
+    dataset: Dataset,
+    params: dict[str, Any],
+    report: Path,
+    metrics: dict[str, float],
 ) -> None:
     """Give ``run`` the figures of a report, its files, and the digest that it is found by."""
     headline = headline_rank1(report)
     run.log(0, metrics if headline is None else {**metrics, HEADLINE: headline})
     for part in PARTS:
         run.artifact(report / part)
-    run.made(result_digest(dataset, settings.flat(), report / "metrics.json"))
+    run.made(result_digest(dataset, params, report / "metrics.json"))
 
 
 def result_digest(dataset: Dataset, params: dict[str, Any], metrics: Path) -> str:

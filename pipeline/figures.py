@@ -32,6 +32,8 @@ NUMBERED_VIEWS = 26
 PLOT = (4.8, 3.6)
 """Width and height of a plot in inches: small enough to be read on a phone."""
 
+_SUBJECT_COLOURS = (*COLOURS[:6], "#b22222", "#8c6d31", "#000000", "#7570b3")
+_PROBIT = NormalDist().inv_cdf
 DET_TICKS = (0.01, 0.1, 0.5, 1, 2, 5, 10, 20, 40, 60, 80, 95, 99)
 
 
@@ -137,9 +139,6 @@ def det_curves(curves: pd.DataFrame, title: str) -> bytes:
     return png_of(figure)
 
 
-_PROBIT = NormalDist().inv_cdf
-
-
 def loss_curve(history: pd.DataFrame, title: str) -> bytes:
     """Loss and share of active triplets; columns: step, loss, active_share.
 
@@ -222,9 +221,6 @@ def embedding_map(plane: EmbeddingMap) -> bytes:
     for text in legend.get_texts():
         text.set_parse_math(False)
     return png_of(figure)
-
-
-_SUBJECT_COLOURS = (*COLOURS[:6], "#b22222", "#8c6d31", "#000000", "#7570b3")
 
 
 def _smooth(values: "pd.Series[float]") -> "pd.Series[float]":

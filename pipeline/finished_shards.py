@@ -52,7 +52,7 @@ def shard_name(number: int) -> str:
 def finished_shard(folder: Path, number: int) -> FinishedShard | None:
     """A shard that is finished and whole; None where it has to be made.
 
-    One that is torn is told and put aside.
+    A damaged one is reported and set aside.
     """
     shard = folder / shard_name(number)
     note = shard.with_suffix(".json")

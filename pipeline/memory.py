@@ -5,6 +5,7 @@ from pathlib import Path
 import psutil
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gaitgl.model import GaitGL, GaitGLConfig
 from pipeline.devices import autocast, place
@@ -17,32 +18,39 @@ HEADROOM = 1.8
 moments (1.3 to 1.8 on a CPU). Only the advice is computed with it."""
 
 
+OUT_OF_MEMORY = (
+    "can't allocate memory",  # torch, of the machine's
+    "CUDA error: out of memory",  # a GPU that others have filled, or pinned memory
+    "ALLOC_FAILED",  # cuBLAS
+    "ALLOCATION_FAILED",  # cuDNN
+)
+"""What errors say that are not torch's OutOfMemoryError."""
+
+
 def kept_bytes(config: GaitGLConfig, frames: int, precision: str) -> int:
     """What the forward pass of one clip keeps for the backward pass, in bytes.
 
-    Counted on the CPU on narrow strips of a silhouette, for it grows with the width; in bfloat16
-    that is about a sixth too little.
+    Counted with tensors that have shapes, but no numbers: nothing is computed.
     """
     model = place(GaitGL(config), torch.device("cpu"))
 
-    def kept(width: int) -> int:
-        sizes: dict[int, int] = {}  # of each storage once
-        held = []  # so that no address comes twice
+    def kept(clips: int) -> int:
+        held = []
 
         def note(tensor: Tensor) -> Tensor:
-            held.append(tensor)
-            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            held.append(tensor.untyped_storage())
             return tensor
 
         with (
+            FakeTensorMode(allow_non_fake_inputs=True),  # weights are real
             torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
             autocast(torch.device("cpu"), precision),
         ):
-            model(torch.zeros(1, 1, frames, config.height, width))
-        return sum(sizes.values())
+            model(torch.zeros(clips, 1, frames, config.height, WIDTH))
+        return sum({storage._cdata: storage.nbytes() for storage in held}.values())  # each once
 
     # the difference holds what grows with the batch: neither weights nor copies of them
-    return (kept(8) - kept(4)) * WIDTH // 4
+    return kept(2) - kept(1)
 
 
 def memory_of_each(device: torch.device) -> int:
@@ -99,7 +107,9 @@ def advice(
 
 def is_exhausted(error: RuntimeError) -> bool:
     """Whether an error of torch's says that memory has run out, of the GPU or of the machine."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        words in str(error) for words in OUT_OF_MEMORY
+    )
 
 
 def _needed(training: Training, config: GaitGLConfig, processes: int) -> int:

@@ -42,7 +42,7 @@ def write_model(folder: Path, checkpoint: Path) -> None:
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)  # it tells of each check it does
+    logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)  # it logs each check
     network, info = read_network(checkpoint), read_checkpoint(checkpoint)[2]
     example = _example(network.config.height)
     embeddings = Embedder(network).predict(example)
@@ -50,7 +50,7 @@ def write_model(folder: Path, checkpoint: Path) -> None:
         Schema([TensorSpec(example.dtype, (-1, -1, *example.shape[2:]))]),
         Schema([TensorSpec(embeddings.dtype, (-1, *embeddings.shape[1:]))]),
     )
-    # The schema of a tensor names one type, and MLflow would refuse all others. By this mark it
+    # The schema of a tensor names one type, and MLflow would refuse all others. With this flag it
     # leaves the checks to the model, which takes integers and floats.
     signature._is_signature_from_type_hint = True
     with tempfile.TemporaryDirectory() as name:

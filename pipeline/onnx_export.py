@@ -58,7 +58,7 @@ def export(network: GaitGL, path: Path) -> None:
     """Write a network as one file of ONNX whose batch and time axes are free."""
     _need("onnx", "onnxscript")
     example = torch.rand(2, 7, network.config.height, WIDTH)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of operators of torchvision
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # about torchvision's operators
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # torch's, about itself
         program = torch.onnx.export(
             _OfSequences(network).eval(),

@@ -15,7 +15,7 @@ from pipeline.errors import PipelineError
 from pipeline.files import write_bytes
 from pipeline.settings import ProtocolName
 
-FILE = "protocol.json"
+PROTOCOL_FILE = "protocol.json"
 VERSION = "2"
 
 RESERVED = ("p", "protocols", "submission", "notes", "gallery", "view_pairs", "all_views", "hid")
@@ -152,7 +152,7 @@ def write_protocols(folder: Path, protocols: Iterable[Protocol]) -> None:
     """``protocol.json`` in a catalogue's folder; protocols and conditions stay in their order."""
     tree = {"version": VERSION, "protocols": [asdict(protocol) for protocol in protocols]}
     text = json.dumps(tree, indent=2, ensure_ascii=False)
-    write_bytes(folder / FILE, f"{text}\n".encode())
+    write_bytes(folder / PROTOCOL_FILE, f"{text}\n".encode())
 
 
 def read_protocols(folder: Path) -> tuple[Protocol, ...]:
@@ -160,7 +160,7 @@ def read_protocols(folder: Path) -> tuple[Protocol, ...]:
 
     PipelineError where it is missing or of another version.
     """
-    path = folder / FILE
+    path = folder / PROTOCOL_FILE
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
         version = tree.get("version") if isinstance(tree, dict) else None

@@ -6,6 +6,7 @@ it. ``pipeline.model_folder`` writes such models, and opens them without running
 """
 
 import json
+import threading
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ class Embedder:
     def __init__(self, model: GaitGL) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = model.to(self._device).eval()
+        self._alone = threading.Lock()  # MLflow's server has many threads, cuDNN one set of flags
 
     def predict(self, silhouettes: Any) -> npt.NDArray[np.float32]:
         """Embeddings float32 [n, c, strips] of sequences that are equally long.
@@ -49,6 +51,7 @@ class Embedder:
     def _embed(self, silhouettes: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         x = torch.from_numpy(silhouettes).to(self._device)[:, None]  # [n, 1, t, h, w]
         with (
+            self._alone,
             torch.inference_mode(),
             torch.backends.cudnn.flags(enabled=True, allow_tf32=False),  # float32 means float32
         ):

@@ -112,8 +112,9 @@ def _record_report(dataset: Dataset, settings: Settings) -> None:
     report = _report(dataset)
     _, _, made_by = read_embeddings(Path("embeddings", f"{dataset}.arrow"))
     catalogue = Path("data", dataset, "catalogue")
-    with evaluation_run(dataset, settings, made_by, catalogue, {TAG: "true"}) as run:
-        record_report(run, dataset, settings, report, written_metrics(report))
+    experiment, params = settings.runtime.experiment, settings.flat()
+    with evaluation_run(dataset, experiment, params, made_by, catalogue, {TAG: "true"}) as run:
+        record_report(run, dataset, params, report, written_metrics(report))
     _say(f"{report}", run, "a row")
 
 
@@ -128,8 +129,9 @@ def _record_experiment(result: Restored) -> None:
             "git_changed_files": "0",
         }
         report, catalogue = folder / "reports", folder / "catalogue"
-        with evaluation_run(result.dataset, settings, made_by, catalogue, tags) as run:
-            record_report(run, result.dataset, settings, report, written_metrics(report))
+        what, params = settings.runtime.experiment, settings.flat()
+        with evaluation_run(result.dataset, what, params, made_by, catalogue, tags) as run:
+            record_report(run, result.dataset, params, report, written_metrics(report))
     _say(f"{result.name}, {result.dataset}", run, "a row")
 
 

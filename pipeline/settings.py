@@ -310,6 +310,18 @@ class Settings(Section):
         return flatten(self.model_dump())
 
 
+def as_trained(
+    params: dict[str, Any], stage: str, training: dict[str, Any], architecture: dict[str, Any]
+) -> dict[str, Any]:
+    """``params`` (of `Settings.flat`) with what a checkpoint says it was trained with.
+
+    That is what params.yaml says, unless a later stage was made to run by itself (`dvc repro -s`).
+    """
+    network = {name: list(v) if isinstance(v, tuple) else v for name, v in architecture.items()}
+    made_with = flatten({stage: training, "model": network})
+    return {name: made_with.get(name, value) for name, value in params.items()}
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 reads 1e-4 as text, and of a key written twice the last; DVC reads the one as a
     number and refuses the other, and so do we."""
@@ -385,7 +397,7 @@ def _keys_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
 
 
 def _cross_checks(tree: dict[str, Any]) -> list[str]:
-    """What no field can tell alone; sections that are broken themselves are left out."""
+    """What no field can check by itself; invalid sections are skipped."""
     problems = []
     sections: dict[str, type[Training]] = {"pretrain": Pretrain, "finetune": Finetune}
     try:

@@ -16,7 +16,8 @@ Values = dict[str, str | int | float]
 class StageInputs:
     """Settings and code of a stage as they are when it starts, to be compared when it ends.
 
-    DVC looks at both when a stage has ended, and would note new ones beside a result of the old.
+    DVC reads both only when a stage has ended, and would record new ones beside a result of the
+    old.
     """
 
     def __init__(self, stage: str, dataset: str = "") -> None:

@@ -71,7 +71,7 @@ class StopRequest:
 def exits_at_signals(kept: str) -> Iterator[None]:
     """While the block runs, a signal ends the process as errors do: what was opened is closed.
 
-    So does the end of DVC. ``kept`` is said then: what is not lost. Exit status: 128 + signal.
+    So does the end of DVC. ``kept`` is printed: what is not lost. Exit status: 128 + signal.
     """
 
     def leave(number: int, frame: FrameType | None) -> None:

@@ -187,7 +187,7 @@ def _entries(
                     content = _content(tar, entry, caps)
                     stream.check_unchanged()
                 yield entry, content
-                # a stream needs no list of what went by, nor of what was said for all entries
+                # keep no list of past entries, nor the headers that hold for all that follow
                 tar.members = []  # type: ignore[attr-defined]
                 tar.pax_headers = {}
                 stream.allow(tar.offset + HEADER_BYTES)

@@ -1,4 +1,4 @@
-"""The training loop: batches in, one optimizer step each, and what can be told of it."""
+"""The training loop: batches in, one optimizer step each, and the figures that it reports."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator

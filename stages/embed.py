@@ -10,7 +10,7 @@ import numpy as np
 
 from gaitgl.model import GaitGL
 from pipeline.arguments import dataset_argument
-from pipeline.checkpoints import load_weights, read_checkpoint
+from pipeline.checkpoints import CHECKPOINT, load_weights, read_checkpoint
 from pipeline.devices import choose_device, precision_here
 from pipeline.distributed import joined, spread
 from pipeline.embedding import embed
@@ -29,7 +29,7 @@ def main() -> None:
     settings = Settings.load()
     spread(settings.runtime.processes)
     stage = TRAINED_BY[dataset]
-    checkpoint = Path("models", stage, "checkpoint.safetensors")
+    checkpoint = Path("models", stage, CHECKPOINT)
     config, weights, info = read_checkpoint(checkpoint)
     model = GaitGL(config)
     load_weights(model, weights, checkpoint)

@@ -21,11 +21,10 @@ from pipeline.evaluation_inputs import check_inputs, chosen, refused_words
 from pipeline.evaluation_run import evaluation_run, record_report
 from pipeline.files import sha256
 from pipeline.mlflow_store import DURATION
-from pipeline.protocols import FILE as PROTOCOLS
-from pipeline.protocols import read_protocols
+from pipeline.protocols import PROTOCOL_FILE, read_protocols
 from pipeline.report import write_report
 from pipeline.report_page import write_page
-from pipeline.settings import Settings, flatten
+from pipeline.settings import Settings, as_trained, flatten
 from pipeline.silhouette_store import SilhouetteStore
 from pipeline.stage_inputs import StageInputs
 from pipeline.tables import KEY
@@ -48,22 +47,24 @@ def main() -> None:
     records = training_records(Path("models"), Path("data"), made_by)
 
     reranking = settings.evaluate.reranking
-    numbers = Reranking(reranking.k1, reranking.k2, reranking.original_share)
+    k_reciprocal = Reranking(reranking.k1, reranking.k2, reranking.original_share)
     method = Method(
         settings.evaluate.distance,
         settings.runtime.distance_block_mib * 2**20,
-        numbers if reranking.method == "k_reciprocal" else None,
+        k_reciprocal if reranking.method == "k_reciprocal" else None,
     )
-    there = placed(embeddings, choose_device(settings.runtime.device))
+    on_device = placed(embeddings, choose_device(settings.runtime.device))
     submission = settings.evaluate.submission
     if protocols[0].labelled:
-        evaluation = evaluate(keys, there, protocols, method, settings.evaluate.cmc_ranks)
+        evaluation = evaluate(keys, on_device, protocols, method, settings.evaluate.cmc_ranks)
     else:
-        evaluation = compete(keys, there, protocols[0], method, catalogue, submission.unknown_above)
+        evaluation = compete(
+            keys, on_device, protocols[0], method, catalogue, submission.unknown_above
+        )
     refused = refused_words(sequences, keys, protocols[0])
     evaluation = replace(evaluation, notes=[*evaluation.notes, *refused])
 
-    shown = {
+    settings_shown = {
         "protocols": [protocol.name for protocol in protocols],
         "distance": settings.evaluate.distance,
         **flatten(reranking.model_dump(), "reranking."),
@@ -72,11 +73,14 @@ def main() -> None:
     }
     made_from = {
         "embeddings": sha256(embedded),
-        "protocols": sha256(catalogue / PROTOCOLS),
+        "protocols": sha256(catalogue / PROTOCOL_FILE),
         "commit of the code": code_commit(),
     }
+    params = {**settings.flat(), "seed": records[-1].seed}
+    for record in records:
+        params = as_trained(params, record.stage, record.settings, record.architecture)
     folder = Path("reports", dataset)
-    with evaluation_run(dataset, settings, made_by, catalogue) as run:
+    with evaluation_run(dataset, settings.runtime.experiment, params, made_by, catalogue) as run:
         write_page(
             folder,
             evaluation,
@@ -84,13 +88,13 @@ def main() -> None:
             records,
             embedding_map(keys, embeddings, protocols[0]),
             store,
-            shown,
+            settings_shown,
             made_from,
         )
         histories = {record.stage: record.history for record in records}
         metrics = write_report(folder, evaluation, protocols, histories, submission.columns)
         metrics[DURATION] = time.monotonic() - began_at
-        record_report(run, dataset, settings, folder, metrics)
+        record_report(run, dataset, params, folder, metrics)
     inputs.check_unchanged()
 
 

@@ -289,19 +289,36 @@ def test_channels_last_and_bfloat16_give_nearly_the_same_embeddings() -> None:
 def test_no_layer_before_pooling_leaves_channels_last(activation: Any) -> None:
     model = GaitGL(GaitGLConfig(channels=(4, 6, 8, 8, 12, 12), activation=activation))
     model = model.to(memory_format=torch.channels_last_3d)
-    layouts = {}
+    layouts: dict[str, bool] = {}
+
+    def note(name: str, tensor: Tensor) -> None:
+        layouts[name] = tensor.is_contiguous(memory_format=torch.channels_last_3d)
+
+    def watch(name: str, y: Tensor) -> None:
+        note(name, y)
+        y.register_hook(lambda gradient: note(f"gradient of {name}", gradient))
+
     for name, layer in model.named_children():
         if name not in ("pooling", "separate_fc"):
-            layer.register_forward_hook(
-                lambda _, __, y, name=name: layouts.update(
-                    {name: y.is_contiguous(memory_format=torch.channels_last_3d)}
-                )
-            )
+            layer.register_forward_hook(lambda _, __, y, name=name: watch(name, y))
     # PyTorch convolves the smallest float32 inputs, and bfloat16 where the CPU has none, by paths
     # without layouts.
-    model(torch.rand(20, 1, 9, 64, 44))
-    assert len(layouts) == 7
+    model(torch.rand(20, 1, 9, 64, 44)).sum().backward()
+    assert len(layouts) == 14
     assert all(layouts.values()), layouts
+
+
+def test_settings_stand_in_the_order_that_others_rely_on() -> None:
+    given = GaitGLConfig((32, 64, 128, 128, 128, 128), 4, 5, 2, 3.0, "max_mean", "sum")
+    assert given == GaitGLConfig(
+        channels=(32, 64, 128, 128, 128, 128),
+        parts=4,
+        lta_kernel=5,
+        lta_stride=2,
+        gem_p=3.0,
+        spatial_pooling="max_mean",
+        activation="sum",
+    )
 
 
 def test_pooling_and_linear_stay_in_float32_under_autocast() -> None:

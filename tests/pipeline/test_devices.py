@@ -1,11 +1,19 @@
 import subprocess
 from pathlib import Path
 
+import pynvml
 import pytest
 import torch
 
 from gaitgl.model import GaitGL, GaitGLConfig
-from pipeline.devices import autocast, choose_device, lacks_bfloat16, place, precision_here
+from pipeline.devices import (
+    autocast,
+    choose_device,
+    gpu_out_of_reach,
+    lacks_bfloat16,
+    place,
+    precision_here,
+)
 from pipeline.errors import PipelineError
 from tests.child_processes import environment, python
 
@@ -23,6 +31,37 @@ def test_auto_takes_the_gpu_where_there_is_one() -> None:
 def test_a_missing_gpu_names_the_setting() -> None:
     with pytest.raises(PipelineError, match=r"runtime\.device is cuda, but torch finds no GPU"):
         choose_device("cuda")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine whose GPU torch cannot use")
+def test_a_gpu_that_torch_cannot_use_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert gpu_out_of_reach() == ""  # NVML finds no driver here
+    for name, answer in (
+        ("nvmlInit", None),
+        ("nvmlDeviceGetHandleByIndex", 0),
+        ("nvmlDeviceGetName", "NVIDIA H200"),
+        ("nvmlSystemGetDriverVersion", "470.1"),
+    ):
+        monkeypatch.setattr(pynvml, name, lambda *_, answer=answer: answer)
+    assert choose_device("auto") == torch.device("cpu")
+    said = capsys.readouterr().err
+    assert "warning: computing on the CPU: torch" in said
+    assert "cannot use the NVIDIA H200 with driver 470.1" in said
+    with pytest.raises(PipelineError, match=r"runtime\.device is cuda, but torch .* NVIDIA H200"):
+        choose_device("cuda")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert choose_device("auto") == torch.device("cpu")
+    assert capsys.readouterr().err == ""
+
+
+def test_float32_is_not_rounded_to_tf32() -> None:
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    choose_device("cpu")
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
 
 
 def test_processes_of_torchruns_share_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,5 +164,24 @@ def test_memory_that_runs_out_names_the_sequences(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(GaitGL, "forward", exhausted)
-    with pytest.raises(PipelineError, match=r"out of memory while embedding \d+ sequence"):
+    with pytest.raises(PipelineError, match=r"out of memory while embedding a sequence of \d+ fr"):
         embed(model, stores["oumvlp"], np.arange(3), "float32", CPU)
+
+
+def test_a_batch_that_does_not_fit_is_divided(
+    model: GaitGL, stores: dict[Dataset, SilhouetteStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, numbers = stores["oumvlp"], np.arange(len(stores["oumvlp"].index))
+    expected = embed(model, store, numbers, "float32", CPU)
+    forward, sizes = GaitGL.forward, []
+
+    def small(self: GaitGL, silhouettes: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(silhouettes))
+        if len(silhouettes) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, silhouettes)
+
+    monkeypatch.setattr(GaitGL, "forward", small)
+    got = embed(model, store, numbers, "float32", CPU)
+    assert max(sizes) > 2  # some were divided more than once
+    np.testing.assert_allclose(got, expected, atol=1e-6)

@@ -144,4 +144,6 @@ def test_memory_that_has_run_out_is_told_from_other_errors(tmp_path: Path) -> No
     )
     assert done.returncode == 0, done.stderr
     assert is_exhausted(torch.OutOfMemoryError("CUDA out of memory"))
+    assert is_exhausted(RuntimeError("CUDA error: out of memory"))
+    assert is_exhausted(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"))
     assert not is_exhausted(RuntimeError("shapes differ"))

@@ -11,7 +11,7 @@ from pipeline.layouts.generic import Generic
 from pipeline.layouts.hid import Hid
 from pipeline.layouts.oumvlp_release import OumvlpRelease
 from pipeline.protocols import (
-    FILE,
+    PROTOCOL_FILE,
     Protocol,
     compared_by_any,
     in_view_pairs_and_all_views,
@@ -67,9 +67,9 @@ def test_protocols_come_back_from_their_file(
     assert back == protocols
     for one, other in zip(back, protocols, strict=True):
         assert list(one.probes) == list(other.probes)  # tables come in this order
-    content = (tmp_path / FILE).read_bytes()
+    content = (tmp_path / PROTOCOL_FILE).read_bytes()
     write_protocols(tmp_path, back)
-    assert (tmp_path / FILE).read_bytes() == content
+    assert (tmp_path / PROTOCOL_FILE).read_bytes() == content
 
 
 @pytest.mark.parametrize("protocols", [OumvlpRelease.protocols, CASIA_E, CasiaB.protocols, OWN])
@@ -123,7 +123,7 @@ def test_data_seen_from_one_view_has_no_pairs_of_different_views_to_pool() -> No
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
-    path = tmp_path / FILE
+    path = tmp_path / PROTOCOL_FILE
     with pytest.raises(PipelineError, match=r"protocol\.json is missing: `dvc repro` makes it"):
         read_protocols(tmp_path)
     write_protocols(tmp_path, CasiaB.protocols)

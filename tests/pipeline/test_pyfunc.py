@@ -119,4 +119,4 @@ def test_of_this_project_it_imports_gaitgl_alone() -> None:
         a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names
     ]
     tops = {str(module).partition(".")[0] for module in modules}
-    assert tops == {"gaitgl", "json", "numpy", "safetensors", "torch", "typing"}
+    assert tops == {"gaitgl", "json", "numpy", "safetensors", "threading", "torch", "typing"}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.members import (
+    MAX_LIST_BYTES,
     Caps,
     DamagedArchiveError,
     Member,
@@ -65,6 +66,14 @@ def change(path: Path, name: str, place: int, form: str, value: int) -> None:
 
 def without(*numbers: int) -> dict[str, bytes]:
     return {name: FRAMES[name] for i, name in enumerate(NAMES) if i not in numbers}
+
+
+def test_a_frame_larger_than_any_table_of_contents_is_read(
+    tmp_path: Path, write_zip: WriteZip
+) -> None:
+    frames = {"a/0.png": b"first", "a/1.png": b"x" * (MAX_LIST_BYTES + 1), "a/2.png": b"last"}
+    write_zip(tmp_path / "x.zip", frames)
+    assert read(tmp_path, wanted=set(frames)) == frames
 
 
 def test_overlapping_members_are_refused_and_the_others_read(

@@ -20,6 +20,7 @@ from pipeline.settings import Dataset, Settings
 from pipeline.silhouette_store import SilhouetteStore
 from pipeline.submission import check
 from stages import embed, evaluate, ingest, normalize
+from tests.pipeline.trainings import runs
 
 STAGES = {"ingest": ingest, "normalize": normalize, "embed": embed, "evaluate": evaluate}
 
@@ -122,6 +123,21 @@ def test_the_years_columns_and_unknown_people_are_settings(
     lines = (competition / "reports/casia_e/tables/submission.csv").read_text().splitlines()
     assert lines[0] == "videoID,subjectID"
     assert lines[5:] == ["00005,-1", "00006,-1"]
+
+
+def test_the_row_shows_what_the_checkpoint_was_trained_with(
+    competition: Path, run: Run, change_leaf: Callable[[Path, str, object], None]
+) -> None:
+    params = competition / "params.yaml"  # its finetune and seed were those of the checkpoint
+    trained_lr = Settings.load().finetune.lr
+    for key, value in (("finetune.lr", 0.5), ("seed", 7), ("evaluate.distance", "cosine")):
+        change_leaf(params, key, value)  # and only evaluate runs: `dvc repro -s`
+    run("evaluate", "casia_e")
+    [row] = runs()
+    assert row.data.params["finetune.lr"] == str(trained_lr)
+    assert row.data.params["seed"] == "0"
+    assert row.data.params["model.channels"] == "[2, 2, 4, 4, 4, 4]"
+    assert row.data.params["evaluate.distance"] == "cosine"
 
 
 def test_a_protocol_that_the_data_does_not_offer_is_told(

@@ -147,7 +147,8 @@ def test_all_problems_of_a_description_come_at_once(tmp_path: Path) -> None:
         val: [alice]
         test: [carol]
         gallery: [walk 1, walk 3]
-        probes: {NM: [walk 2, "run*"], nm: [walk 1], ../BG: [with bag], p: [with bag]}
+        probes: {NM: [walk 2, "run*"], nm: [walk 1], ../BG: [with bag], p: [with bag],
+                 gallery: [with bag], all: [with bag]}
         """,
     )
     assert found == [
@@ -161,6 +162,8 @@ def test_all_problems_of_a_description_come_at_once(tmp_path: Path) -> None:
         "probes.nm: differs from NM in capitals only",
         "probes.../BG: letters, digits, - and _ only, please",
         "probes.p: the report calls something else so",
+        "probes.gallery: the report calls something else so",
+        "probes.all: what the only condition may be called, not one of several",
     ]
 
 
