@@ -81,7 +81,7 @@ class VerificationPass:
         # lazily: pages without a count take no memory
         self._impostors = np.zeros(_BINS, np.int64)
         subjects = int(pairs.probe_subject.max()) + 1
-        # a row for each bin: those that are in use are neighbors
+        # a row for each bin: those that are in use are neighbours
         self._by_subject = np.zeros((_INFINITE >> _COARSER, subjects), np.int32)
 
     def add(self, block: Block) -> None:
@@ -127,7 +127,7 @@ class VerificationPass:
         """
         used = np.unique(np.flatnonzero(self._impostors) >> _COARSER)
         counts = self._by_subject[used]  # [U, S]
-        if not len(used):
+        if len(used) <= _STEPS:  # a step for each
             return counts.T
         far = counts.sum(axis=1).cumsum() / counts.sum()
         ends = np.searchsorted(far, np.geomspace(max(far[0], _LEAST_FAR), 1, _STEPS))
@@ -148,7 +148,7 @@ def error_rates(result: Verification) -> tuple[NDArray[np.float64], NDArray[np.f
 
 
 def equal_error_rate(result: Verification) -> float:
-    """EER in %: where FAR = FRR, on straight lines between neighboring thresholds; NaN if unknown.
+    """EER in %: where FAR = FRR, on straight lines between neighbouring thresholds; NaN if unknown.
 
     Distances that are all alike give 50.
     """

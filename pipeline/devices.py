@@ -92,7 +92,7 @@ def lacks_bfloat16(device: torch.device) -> str:
 
 
 def precision_here(device: torch.device, wanted: str) -> str:
-    """``wanted`` (float32 or bfloat16), or float32 where the device lacks bfloat16, as a line says."""
+    """``wanted`` (float32 or bfloat16), or float32 where the device lacks it, which is printed."""
     lack = lacks_bfloat16(device) if wanted == "bfloat16" else ""
     if lack:
         sys.stderr.write(f"float32 instead of bfloat16: {lack}\n")

@@ -150,7 +150,7 @@ def nearest(
 
 
 def placed(embeddings: Embeddings, device: torch.device) -> Embeddings | Tensor:
-    """Embeddings where distances are computed: on a GPU if they fit, else on the CPU, as printed."""
+    """Embeddings where distances are computed: on a GPU if they fit, else on the CPU."""
     if device.type == "cpu":
         return embeddings
     free, _ = torch.cuda.mem_get_info(device)

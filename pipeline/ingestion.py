@@ -13,7 +13,7 @@ from pipeline import releases
 from pipeline.archives import Caps, DamagedArchiveError, is_packed, printable
 from pipeline.catalogue import DAMAGED, SEQUENCES, Refusal, Release, by_reason, refusal_table
 from pipeline.errors import PipelineError, listing
-from pipeline.layouts import LAYOUTS, recognise, recognise_own
+from pipeline.layouts import LAYOUTS, recognize, recognize_own
 from pipeline.layouts.generic import Generic
 from pipeline.layouts.layout import Key, Layout
 from pipeline.processes import map_in_order, report
@@ -268,7 +268,7 @@ def _scan_all(
     scans: list[Scan] = []
     broken: list[DamagedArchiveError] = []
     own = (root / releases.DESCRIPTION).is_file()
-    work = partial(_scan_or_damage, dataset, root, recognise_own if own else recognise, caps)
+    work = partial(_scan_or_damage, dataset, root, recognize_own if own else recognize, caps)
     with Progress(f"{dataset}: listing", len(names), "containers") as progress:
         for outcome in map_in_order(work, names, workers, progress.advance):
             if isinstance(outcome, Scan):
@@ -283,12 +283,12 @@ def _scan_all(
 def _scan_or_damage(
     dataset: Dataset,
     root: Path,
-    recognise: Callable[[str], tuple[str, Key] | None],
+    recognize: Callable[[str], tuple[str, Key] | None],
     caps: Caps | None,
     container: str,
 ) -> Scan | DamagedArchiveError:
     try:
-        return releases.scan(dataset, root, container, recognise, caps)
+        return releases.scan(dataset, root, container, recognize, caps)
     except DamagedArchiveError as error:
         return error
     finally:

@@ -172,12 +172,12 @@ def scan(
     dataset: Dataset,
     root: Path,
     container: str,
-    recognise: Callable[[str], tuple[str, tuple[str, str, str]] | None],
+    recognize: Callable[[str], tuple[str, tuple[str, str, str]] | None],
     caps: Caps | None = None,
 ) -> Scan:
     """List one container and sort its members into sequences and refusals.
 
-    ``recognise`` tells, from a frame's path, its layout and its subject, sequence and view.
+    ``recognize`` tells, from a frame's path, its layout and its subject, sequence and view.
 
     Raises WrongPasswordError, and DamagedArchiveError for a 7z, whose list is all or nothing. Other
     damage becomes refusals: what was listed before stays, but for the sequence that is cut off.
@@ -203,7 +203,7 @@ def scan(
             if not reason and member.name in seen_names:
                 reason = "a second member of the same name"
             seen_names.add(member.name)
-            match = None if reason else recognise(path)
+            match = None if reason else recognize(path)
             if match is None:
                 result.refused.append(
                     Refusal(container, member.name, reason or "not a frame's name")

@@ -272,7 +272,7 @@ class TrainingLoop:
         )
 
     def _end_together(self, error: Exception) -> NoReturn:
-        """End all processes once all are here: the leading one with ``error``, and so reports it."""
+        """End all processes once all are here: the leading one with ``error``, to report it."""
         self.world.wait_for_all()
         if self.world.leads:
             raise error

@@ -21,13 +21,13 @@ LAYOUTS: tuple[type[Layout], ...] = (
 )
 
 
-def recognise_own(path: str) -> tuple[str, Key] | None:
-    """As ``recognise``, but for the generic layout alone: for a root with a dataset.yaml."""
+def recognize_own(path: str) -> tuple[str, Key] | None:
+    """As ``recognize``, but for the generic layout alone: for a root with a dataset.yaml."""
     key = Generic.key(path)
     return None if key is None else (Generic.name, key)
 
 
-def recognise(path: str) -> tuple[str, Key] | None:
+def recognize(path: str) -> tuple[str, Key] | None:
     """The first layout's name whose frame would lie at ``path``, and whose frame it is."""
     for layout in LAYOUTS:
         key = layout.key(path)

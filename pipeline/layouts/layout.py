@@ -19,7 +19,7 @@ that it packs."""
 class Layout:
     """One way in which silhouettes are handed out.
 
-    The class recognises frames by their paths. An object is that layout in one root: how its
+    The class recognizes frames by their paths. An object is that layout in one root: how its
     subjects are divided, and who is compared with whom.
     """
 

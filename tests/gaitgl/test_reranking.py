@@ -104,7 +104,7 @@ def test_embeddings_that_are_all_alike_are_no_error() -> None:
 def test_passes_take_reranked_blocks_and_find_more(
     fixture_arrays: Callable[[str], dict[str, Array]],
 ) -> None:
-    """A subject's sequences are neighbors of each other across views."""
+    """A subject's sequences are neighbours of each other across views."""
     rows = fixture_arrays("evaluation")
     ids = rows["f"], rows["subject"], rows["sequence"], rows["view"]
     pairs = compared_pairs(*ids)

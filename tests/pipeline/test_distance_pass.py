@@ -38,7 +38,7 @@ def test_progress_is_shown_in_probes(capsys: pytest.CaptureFixture[str]) -> None
     keys, embeddings = walks(("00", "01"))
     compare(keys, embeddings, PAIRS, "all", Method(reranking=Reranking(3, 2, 0.3)))
     said = capsys.readouterr().err
-    assert "neighbors of OUMVLP, all: 72/72 sequences (100 %)" in said
+    assert "neighbours of OUMVLP, all: 72/72 sequences (100 %)" in said
     assert "comparing OUMVLP, all: 36/36 probes (100 %)" in said
     compare(keys, embeddings, PAIRS, "all", Method(shown=False))
     assert capsys.readouterr().err == ""

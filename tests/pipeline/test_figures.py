@@ -54,7 +54,7 @@ def _where(pixels: npt.NDArray[np.uint8], colour: str) -> tuple[float, float, in
 
 def _mapped(subjects: list[str], roles: list[str], others: Points) -> bytes:
     """POINTS of these subjects on a plane."""
-    return embedding_map(EmbeddingMap(POINTS, subjects, roles, others, "others", ("1", "2"), "PCA"))
+    return embedding_map(EmbeddingMap(POINTS, subjects, roles, others, "others", ("1", "2")))
 
 
 DRAWN: dict[str, Callable[[], bytes]] = {

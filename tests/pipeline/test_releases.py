@@ -12,7 +12,7 @@ from pipeline import releases
 from pipeline.archives import DamagedArchiveError
 from pipeline.catalogue import REFUSALS, Refusal, refusal_table
 from pipeline.errors import PipelineError
-from pipeline.layouts import recognise
+from pipeline.layouts import recognize
 from pipeline.releases import Scan, containers, member_name
 from pipeline.settings import Dataset
 from pipeline.tables import read_table, write_table
@@ -25,7 +25,7 @@ PLACE = "forTrain/001/H/scene1/nm/000/1"
 
 
 def scan(dataset: Dataset, root: Path, container: str) -> Scan:
-    return releases.scan(dataset, root, container, recognise)
+    return releases.scan(dataset, root, container, recognize)
 
 
 def test_frames_come_in_natural_order_whatever_the_archives(

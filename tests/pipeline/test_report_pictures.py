@@ -82,4 +82,4 @@ def test_words_say_what_a_figure_shows(case: Case) -> None:
         assert words in drawn["rank1_all"].words
     first = case.result.cmc["percent"].iloc[0]
     assert f"probes identified: {first:.1f} % within rank 1" in drawn["cmc"].words
-    assert "principal components (PCA)" in drawn["embeddings"].words
+    assert "principal components, PCA" in drawn["embeddings"].words

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.layouts import LAYOUTS, recognise
+from pipeline.layouts import LAYOUTS, recognize
 from pipeline.layouts.casia_b import CasiaB
 from pipeline.layouts.casia_e_release import CasiaERelease
 from pipeline.layouts.generic import Generic
@@ -26,11 +26,11 @@ FRAMES: dict[type[Layout], list[str]] = {
 
 
 @pytest.mark.parametrize(("layout", "path"), [(k, p) for k, paths in FRAMES.items() for p in paths])
-def test_a_frame_is_recognised_as_the_layouts_own(layout: type[Layout], path: str) -> None:
+def test_a_frame_is_recognized_as_the_layouts_own(layout: type[Layout], path: str) -> None:
     key = layout.key(path)
     assert key is not None
     for where in (path, f"one/level.deeper/{path}", f"./{path}"):
-        assert recognise(where) == (layout.name, key)
+        assert recognize(where) == (layout.name, key)
     assert layout.key_of_folder(path.rpartition("/")[0]) == key
 
 
@@ -38,7 +38,7 @@ def test_a_frame_is_recognised_as_the_layouts_own(layout: type[Layout], path: st
 def test_hidden_files_and_other_suffixes_are_no_frames(path: str) -> None:
     folder, _, name = path.rpartition("/")
     for other in (f"{folder}/._{name}", f"{path}.txt", folder, f"{folder}/"):
-        assert recognise(other) is None
+        assert recognize(other) is None
 
 
 def test_every_layout_is_listed_once_and_the_one_that_fits_everything_last() -> None:
