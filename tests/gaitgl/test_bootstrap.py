@@ -90,6 +90,28 @@ def test_open_set_draws_equal_those_of_repeated_rows(first: FirstMatch, subjects
         np.testing.assert_allclose(found, expected)
 
 
+@pytest.mark.parametrize("fpir", [0.1, 0.25, 0.5, 1.0])
+def test_open_set_draws_with_ties_and_searches_that_do_not_count(fpir: float) -> None:
+    levels = np.array([0, 1, 2, 3, np.inf], np.float32)
+    right, wrong = np.random.default_rng(0).choice(levels, (2, 40))
+    subjects = np.repeat(list("abcd"), 10)
+    found = open_set_draws(right, wrong, subjects, fpir, draws=60, seed=3)
+    expected = [
+        open_set(right[rows], wrong[rows], fpir).miss_rate for rows in resamples(subjects, 60, 3)
+    ]
+    np.testing.assert_allclose(found, expected)
+
+
+@pytest.mark.filterwarnings("error")
+def test_open_set_draws_without_a_known_search_are_nan() -> None:
+    right, wrong = np.array([1, np.inf], np.float32), np.array([2, 2], np.float32)
+    subjects = np.array(["a", "b"])
+    found = open_set_draws(right, wrong, subjects, 1.0, draws=40, seed=3)
+    unknown = [set(rows.tolist()) == {1} for rows in resamples(subjects, 40, 3)]
+    assert 0 < sum(unknown) < 40
+    np.testing.assert_array_equal(np.isnan(found), unknown)
+
+
 def _verified(rows: dict[str, Array]) -> VerificationPass:
     pairs = compared_pairs(rows["f"], rows["subject"], rows["sequence"], rows["view"])
     verification = VerificationPass(pairs, "drop_genuine")
@@ -134,6 +156,25 @@ def test_verification_draws_equal_those_of_repeated_pairs() -> None:
     no_impostor = verification_draws(far, steps[:, :0], subjects, fars, draws=3)
     for rates in (*nobody, *no_impostor):
         assert np.isnan(rates).all()
+
+
+@pytest.mark.filterwarnings("error")
+def test_verification_draws_without_genuine_or_impostor_pairs_are_nan() -> None:
+    """Genuine pairs are a's alone, impostor pairs are b's."""
+    subjects = np.array(["a", "b"])
+    far = np.array([[0.5], [np.nan]])
+    steps = np.array([[0, 0], [1, 1]], np.int32)
+    eer, tar = verification_draws(far, steps, subjects, (0.25,), draws=40, seed=3)
+    alone = [len(set(rows.tolist())) == 1 for rows in resamples(subjects, 40, 3)]
+    assert 0 < sum(alone) < 40
+    np.testing.assert_array_equal(np.isnan(eer[1:]), alone)
+    np.testing.assert_array_equal(np.isnan(tar[1:, 0]), alone)
+
+
+def test_a_pair_whose_far_meets_the_rate_within_a_step_is_accepted() -> None:
+    far, steps = np.array([[0.01, 0.9]]), np.array([[29, 71]], np.int32)
+    _, tar = verification_draws(far, steps, np.array(["a"]), (0.01,), draws=1)
+    assert tar.tolist() == [[50], [50]]
 
 
 def test_verification_draws_need_no_more_than_the_steps_of_a_pass(

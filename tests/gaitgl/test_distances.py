@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from gaitgl import distances as module
 from gaitgl.distances import distance_blocks, pair_distances
 from tests.naive_retrieval import Array, naive_distance
 
@@ -47,6 +48,22 @@ def test_blocks_are_bounded_by_the_gallery_or_by_the_probes(embeddings: Array) -
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_a_gallery_in_pieces_changes_nothing(
+    embeddings: Array, distance: Any, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TILE", rows)
+    monkeypatch.setattr(module, "COPIED_BYTES", rows * 20 * 4)
+    probes, gallery = np.array([0, 2, 8, 5, 1]), np.array([3, 4, 6, 7])
+    expected = by_definition(embeddings, probes, gallery, distance)
+    for given in (embeddings, torch.from_numpy(embeddings)):
+        np.testing.assert_allclose(matrix(given, probes, gallery, distance), expected, rtol=1e-5)
+    embeddings[6] = np.nan
+    with pytest.raises(ValueError, match="1 of the 4 rows"):
+        matrix(embeddings, probes, gallery, distance)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
 def test_a_memory_map_will_do(embeddings: Array, distance: Any, tmp_path: Path) -> None:
     np.save(tmp_path / "embeddings.npy", embeddings)
     mapped = np.load(tmp_path / "embeddings.npy", mmap_mode="r")
@@ -65,12 +82,12 @@ def test_pairs_are_as_far_apart_as_by_definition(embeddings: Array, distance: An
             np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_bad_rows_are_counted(embeddings: Array) -> None:
+def test_bad_rows_are_counted_and_the_first_is_named(embeddings: Array) -> None:
     for bad in (np.nan, np.inf, -1e25):  # whose square float32 does not know
         embeddings[4] = bad
-        with pytest.raises(ValueError, match=r"1 of the 2 rows .* beyond 1e\+15"):
+        with pytest.raises(ValueError, match=r"1 of the 2 rows .* 1e\+15 \(first: row 4\)"):
             pair_distances(embeddings, np.array([4, 0]), np.array([1, 1]), "euclidean")
-    embeddings[4] = 1e15
+    embeddings[4], embeddings[5] = 1e15, -1e15
     assert np.isfinite(matrix(embeddings, np.arange(9), np.arange(9), "euclidean")).all()
     with pytest.raises(ValueError, match="expected one of"):
         pair_distances(embeddings, np.array([0]), np.array([1]), "manhattan")  # type: ignore[arg-type]

@@ -106,6 +106,7 @@ def test_labels_may_be_numbers_or_strings() -> None:
         ({"clip_frames": 0}, "clip_frames is 0"),
         ({"frames": [5, 0, 5, 0, 5]}, "2 of 5 sequences have no frame .*row 1"),
         ({"frames": [5, 5]}, r"\(5,\) and \(2,\)"),
+        ({"subjects": [list("aabbc")], "frames": [[5] * 5]}, r"\(1, 5\) and \(1, 5\)"),
     ],
 )
 def test_impossible_batches_are_refused_with_numbers(changed: dict[str, Any], message: str) -> None:

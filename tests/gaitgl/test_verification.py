@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gaitgl import verification as module
 from gaitgl.distances import distance_blocks
 from gaitgl.retrieval import compared_pairs, first_match_rank, right_and_wrong
 from gaitgl.verification import (
@@ -14,6 +15,7 @@ from gaitgl.verification import (
     equal_error_rate,
     error_curve,
     error_rates,
+    errors_allowed,
     open_set,
     threshold_at,
 )
@@ -132,6 +134,20 @@ def test_figures_do_not_depend_on_blocks(fixture_arrays: Any) -> None:
         assert acceptance_rate(result, 1e-3) == pytest.approx(acceptance_rate(results[0], 1e-3))
 
 
+@pytest.mark.parametrize("chunk", [1, 2_000])
+def test_blocks_binned_in_pieces_give_the_same_counts(
+    fixture_arrays: Any, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = fixture_arrays("evaluation")
+    rows = rows["f"], rows["subject"], rows["sequence"], rows["view"]
+    whole = passed(rows, "drop", 2**25)
+    monkeypatch.setattr(module, "_CHUNK", chunk)
+    pieces = passed(rows, "drop", 2**25)
+    for one, other in zip(whole.result(), pieces.result(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(whole.impostors_by_subject(), pieces.impostors_by_subject())
+
+
 def test_error_rates_and_where_they_are_equal() -> None:
     """Genuine 1, 2, 3, 6; impostors 4, 5, 7, 8: at 4, a quarter of either goes wrong."""
     result = of([1, 2, 3, 6], [4, 5, 7, 8])
@@ -144,6 +160,11 @@ def test_error_rates_and_where_they_are_equal() -> None:
     # from (FAR, FRR) = (0, 1/2) straight to (1/2, 0)
     assert equal_error_rate(of([1, 2], [2, 3])) == 25
     assert equal_error_rate(of([1], [1])) == 50
+
+
+def test_errors_that_meet_a_rate_exactly_are_allowed() -> None:
+    assert [errors_allowed(n / 100, 100) for n in range(101)] == list(range(101))
+    assert errors_allowed(0.01, 99) == 0
 
 
 def test_acceptance_at_a_rate() -> None:
