@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from gaitgl.sampling import PKSampler
+from pipeline import batches as module
 from pipeline.batches import TrainingBatch, TrainingBatches, held_out
 from pipeline.distributed import World
 from pipeline.settings import Dataset
@@ -40,6 +41,15 @@ def test_the_same_batches_for_any_number_of_threads(batches: TrainingBatches) ->
     expected = [batches.batch(step) for step in range(3, 15)]
     for threads in (0, 1, 3):
         assert same(list(batches.ahead(3, 14, threads)), expected)
+
+
+@pytest.mark.parametrize("at_once", [1, 4, 5, 7])
+def test_the_same_batches_for_any_number_of_sequences_at_once(
+    batches: TrainingBatches, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = batches.batch(1)
+    monkeypatch.setattr(module, "READ_AT_ONCE", at_once)
+    assert same([batches.batch(1)], [whole])
 
 
 def test_other_steps_and_other_seeds_are_other_batches(

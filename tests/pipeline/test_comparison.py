@@ -1,5 +1,6 @@
 """What is said of a change between two reports, and what cannot be compared."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from pipeline.estimates import MATCHED, Estimate
 from pipeline.evaluation import evaluate
 from pipeline.layouts.casia_e_release import CasiaERelease
 from pipeline.layouts.oumvlp_release import OumvlpRelease
-from pipeline.probe_table import write_probes
+from pipeline.probe_table import read_probes, write_probes
 from pipeline.protocols import Protocol
 from tests.pipeline.walks import walks
 
@@ -63,6 +64,18 @@ def test_a_report_beside_itself_did_not_change(reports: dict[str, Path]) -> None
     assert {"rank1", "map", "minp", "eer", "tar_far_1e-2", "fnir_fpir_1e-2"} <= names
 
 
+def test_a_report_beside_one_of_its_rows_in_another_order_did_not_change(
+    tmp_path: Path, reports: dict[str, Path]
+) -> None:
+    shuffled = [
+        replace(probes, table=probes.table.sample(frac=1, random_state=0))
+        for probes in read_probes(reports["better"] / PLACE)
+    ]
+    write_probes(tmp_path / "probes.parquet", shuffled)
+    changes = compare(reports["better"], tmp_path / "probes.parquet")
+    assert {change.verdict for change in changes} == {"no change"}
+
+
 def test_other_subjects_may_explain_a_little_change_and_no_great_one(
     reports: dict[str, Path],
 ) -> None:
@@ -82,6 +95,14 @@ def test_other_subjects_may_explain_a_little_change_and_no_great_one(
     own = evaluate(keys, embeddings, OUMVLP[:1], Method(shown=False), 5).results[0]
     rank1 = own.estimates["all"]["rank1"]
     assert little.difference.high - little.difference.low < (rank1.high - rank1.low) / 2
+
+
+@pytest.mark.parametrize("difference", [Estimate(1.0, 0.0, 2.0), Estimate(-1.0, -2.0, 0.0)])
+def test_other_subjects_may_explain_a_change_whose_interval_ends_at_0(
+    difference: Estimate,
+) -> None:
+    change = Change("view_pairs", "all", "rank1", 50.0, 50.0 + difference.value, difference)
+    assert change.verdict == "other subjects may explain it"
 
 
 def test_files_and_folders_are_as_good_and_the_order_of_rows_is_free(
@@ -210,3 +231,12 @@ def test_the_texts(reports: dict[str, Path]) -> None:
     assert "another seed may move figures as much" in text
     assert f'"verdict": "{verdict}"' in json_of(changes)
     assert "NaN" not in json_of(changes)
+
+
+def test_a_change_without_an_interval_has_a_dash_for_people_and_null_for_programs() -> None:
+    change = Change("view_pairs", "all", "rank1", 50.11111, 51.23456, Estimate(1.12344))
+    line = text_of([change]).splitlines()[1]
+    assert line.split()[-4:] == ["+1.12", "-", "no", "interval"]
+    (row,) = json.loads(json_of([change]))
+    assert (row["a"], row["b"], row["difference"]) == (50.1111, 51.2346, 1.1234)
+    assert (row["low"], row["high"]) == (None, None)

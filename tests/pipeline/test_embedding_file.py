@@ -68,8 +68,15 @@ def test_a_truncated_file_is_named(path: Path) -> None:
         read_embeddings(path)
 
 
-@pytest.mark.parametrize("metadata", [{}, {"gaitgl": "embeddings", "version": "2"}])
-def test_another_version_is_refused(path: Path, metadata: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {},
+        {"gaitgl": "embeddings", "version": "2"},
+        {"gaitgl": "silhouettes", "version": "1"},
+    ],
+)
+def test_another_version_or_kind_is_refused(path: Path, metadata: dict[str, str]) -> None:
     batch = pa.record_batch({"x": [1]}).replace_schema_metadata(metadata)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)

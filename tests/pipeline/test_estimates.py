@@ -1,6 +1,7 @@
 """Figures from a table of probes, against numbers that can be seen at a glance."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,7 @@ import pytest
 
 from gaitgl.verification import FARS
 from pipeline.distance_pass import Method, compare
-from pipeline.estimates import Figure, cmc, figures, rank_by_view
+from pipeline.estimates import PRECISIONS, Figure, by_view, cmc, figures, rank_by_view
 from pipeline.layouts.oumvlp_release import OumvlpRelease
 from pipeline.probe_table import PROBES, Gallery, Probes
 from tests.pipeline.walks import walks
@@ -92,6 +93,32 @@ def test_verification_by_probe_is_that_of_all_pairs() -> None:
     given = result.probes.table["impostors"].dropna()
     assert len(given) == 40  # once for each subject
     assert sum(int(counts.sum()) for counts in given) == 120 * 120 - 120 * 3
+
+
+def test_figures_do_not_depend_on_the_order_of_probes() -> None:
+    from pipeline.evaluation import evaluate
+
+    keys, embeddings = walks(("00", "01"), subjects=40, noise=1.1)
+    for result in evaluate(keys, embeddings, [PAIRS, EVERY], Method(shown=False), 5).results:
+        probes = result.probes
+        shuffled = replace(probes, table=probes.table.sample(frac=1, random_state=0))
+        one, other = figures(probes, "all"), figures(shuffled, "all")
+        assert one.keys() == other.keys()
+        for name, figure in one.items():
+            assert figure.value == pytest.approx(other[name].value)
+            assert figure.draws == pytest.approx(other[name].draws)
+
+
+def test_a_probe_without_a_right_entry_is_a_miss_of_its_view() -> None:
+    from pipeline.evaluation import evaluate
+
+    keys, embeddings = walks(("00", "01"), noise=0.0)
+    gone = ((keys["subject"] == "00002") & (keys["sequence"] == "01")).to_numpy()
+    kept = keys[~gone].reset_index(drop=True), embeddings[~gone]
+    (result,) = evaluate(*kept, [EVERY], Method(shown=False), 5).results
+    found = by_view(result.probes, "all")
+    for name in ("rank1", *PRECISIONS):
+        assert found[name] == pytest.approx(np.full(3, 100 * 11 / 12))
 
 
 def test_distances_that_are_all_alike_accept_half() -> None:

@@ -1,6 +1,8 @@
 """What protocols say about embeddings, against counting by hand."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -196,6 +198,14 @@ def test_protocols_of_the_same_gallery_and_probes_share_the_distances(
         assert result.estimates == _result(keys, embeddings, result.protocol).estimates
 
 
+@pytest.mark.parametrize("changed", [{"excluded_views": ("180",)}, {"gallery": ("01", "02")}])
+def test_protocols_of_other_views_or_galleries_do_not_share_them(changed: dict[str, Any]) -> None:
+    keys, embeddings = walks(("00", "01", "02"))
+    both = evaluate(keys, embeddings, [PAIRS, replace(EVERY, **changed)], QUIET, 5)
+    for result in both.results:
+        assert result.estimates == _result(keys, embeddings, result.protocol).estimates
+
+
 def test_the_cmc_curve_starts_at_rank1_rises_and_ends_at_all() -> None:
     keys, embeddings = walks(("00", "01"))
     result = _result(keys, embeddings, PAIRS, cmc_ranks=12)
@@ -345,6 +355,25 @@ def test_the_worst_confusions_are_those_that_are_nearer_by_most(protocol: Protoc
         assert one.wrong_distance == pytest.approx(distance, rel=1e-4)
 
 
+@pytest.mark.parametrize("protocol", OumvlpRelease.protocols)
+def test_who_is_not_in_the_gallery_is_confused_with_nobody(protocol: Protocol) -> None:
+    keys, embeddings = walks(("00", "01"))
+    gone = (keys["subject"] == "00002") & (keys["sequence"] == "01")
+    worst = _result(*_without(keys, embeddings, gone), protocol).confusions
+    assert 0 < len(worst) < 20
+    assert "00002" not in set(worst["probe_subject"])
+    assert np.isfinite(worst[["wrong_distance", "right_distance"]]).all(axis=None)
+
+
+def test_confusions_are_the_worst_of_all_conditions_together() -> None:
+    sequences = ("H-scene1-nm-1", "H-scene2-nm-1", "H-scene2-bg-1", "H-scene2-cl-1")
+    keys, embeddings = walks(sequences, subjects=20, noise=2.0)
+    worst = _result(keys, embeddings, CASIA_E).confusions
+    assert len(worst) == 20
+    assert (worst["right_distance"] - worst["wrong_distance"]).is_monotonic_decreasing
+    assert worst["condition"].nunique() > 1
+
+
 def test_every_probe_has_a_row() -> None:
     keys, embeddings = walks(("00", "01"))
     for result in evaluate(keys, embeddings, OumvlpRelease.protocols, QUIET, 5).results:
@@ -353,6 +382,15 @@ def test_every_probe_has_a_row() -> None:
         assert len(table) == 36
         width = 3 if result.protocol is PAIRS else 1
         assert {len(ranks) for ranks in table["ranks"]} == {width}
+
+
+def test_the_row_of_a_probe_without_a_right_entry_has_no_distance_to_one() -> None:
+    keys, embeddings = walks(("00", "01"))
+    gone = (keys["subject"] == "00002") & (keys["sequence"] == "01")
+    table = _result(*_without(keys, embeddings, gone), EVERY).probes.table
+    without = table["subject"] == "00002"
+    assert table["right_distance"].isna().equals(without)
+    assert [len(far) for far in table["genuine_far"]] == [0 if none else 2 for none in without]
 
 
 def test_block_size_changes_nothing_and_re_ranking_something() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline import finished_shards
 from pipeline.catalogue import DAMAGED, Refusal
-from pipeline.finished_shards import ShardWriter, finished_shard, shard_name
+from pipeline.finished_shards import ShardWriter, finished_shard, shard_name, shards_to_do
 from pipeline.silhouette_store import Silhouettes, StoredSequence, compress
 
 Noise = Callable[[int, int], Silhouettes]
@@ -125,3 +125,27 @@ def test_a_shard_without_its_note_is_not_finished(tmp_path: Path, noise: Noise) 
     finished_shards.write_shard(tmp_path / shard_name(5), [sequence(noise, "1")])
     assert finished_shard(tmp_path, 5) is None
     assert finished_shard(tmp_path, 6) is None
+
+
+def test_a_shard_of_another_format_is_not_finished(
+    tmp_path: Path, noise: Noise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(finished_shards, "FORMAT", "gaitgl-finished-shard-0")
+        with ShardWriter(tmp_path, {0: 1}) as writer:
+            writer.keep(0, sequence(noise, "1"), "train")
+    assert finished_shard(tmp_path, 0) is None
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_of_an_archive_all_shards_are_made_again_only_if_it_is_damaged(
+    tmp_path: Path, noise: Noise, damaged: bool
+) -> None:
+    with ShardWriter(tmp_path, {0: 1, 1: 1, 2: 1}) as writer:
+        for number in range(3):
+            writer.keep(number, sequence(noise, str(number + 1)), "train")
+        if damaged:
+            writer.note(Refusal("a.7z", "", DAMAGED, frames=0))
+    assert shards_to_do(tmp_path, [2, 0, 1]) == []
+    (tmp_path / shard_name(1)).with_suffix(".json").unlink()
+    assert shards_to_do(tmp_path, [2, 0, 1]) == ([0, 1, 2] if damaged else [1])

@@ -9,11 +9,11 @@ import py7zr
 import pytest
 
 from pipeline import releases
-from pipeline.archives import DamagedArchiveError
+from pipeline.archives import Caps, DamagedArchiveError, TooLargeError, WrongPasswordError
 from pipeline.catalogue import REFUSALS, Refusal, refusal_table
 from pipeline.errors import PipelineError
 from pipeline.layouts import recognize
-from pipeline.releases import Scan, containers, member_name
+from pipeline.releases import Scan, bytes_of, cannot_be_read, containers, member_name
 from pipeline.settings import Dataset
 from pipeline.tables import read_table, write_table
 
@@ -24,8 +24,8 @@ WriteFiles = Callable[[Path, dict[str, bytes]], None]
 PLACE = "forTrain/001/H/scene1/nm/000/1"
 
 
-def scan(dataset: Dataset, root: Path, container: str) -> Scan:
-    return releases.scan(dataset, root, container, recognize)
+def scan(dataset: Dataset, root: Path, container: str, caps: Caps | None = None) -> Scan:
+    return releases.scan(dataset, root, container, recognize, caps)
 
 
 def test_frames_come_in_natural_order_whatever_the_archives(
@@ -105,6 +105,22 @@ def test_a_damaged_tar_keeps_what_came_before_and_counts_the_rest(
     }
 
 
+def test_a_tar_past_a_cap_is_not_called_damaged(tmp_path: Path, tar_of: TarOf) -> None:
+    other = PLACE.replace("000", "090")
+    tar = tar_of({f"{folder}/{i}.jpg": b"x" * 9 for folder in (PLACE, other) for i in range(3)})
+    (tmp_path / "a.tar").write_bytes(tar)
+    assert len(scan("casia_e", tmp_path, "a.tar", Caps(max_archive_bytes=len(tar))).found) == 2
+    refused = scan("casia_e", tmp_path, "a.tar", Caps(max_archive_bytes=len(tar) - 1)).refused
+    assert refused[0].frames == 0
+    assert {refusal.reason for refusal in refused} == {"past a cap"}
+
+
+def test_a_tar_that_is_damaged_from_its_start_is_not_called_empty_too(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(b"no tar" * 1000)
+    (one,) = scan("casia_e", tmp_path, "a.tar").refused
+    assert one.reason == "the archive is damaged"
+
+
 def test_a_second_member_of_the_same_name_is_refused(
     tmp_path: Path, write_zip: WriteFiles, tar_of: TarOf
 ) -> None:
@@ -181,11 +197,13 @@ def test_folders_and_archives_whose_names_are_no_text_are_refused(
     write_tree(tmp_path, {"00001/00/090/1.png": b"x", "bad/00001/00/000/1.png": b"x"})
     (tmp_path / "bad").rename(tmp_path / os.fsdecode(b"bad\xff"))
     (tmp_path / os.fsdecode(b"\xfe.7z")).touch()
-    names, refused, _ = containers("oumvlp", tmp_path)
-    assert names == ["00001/00/090"]
+    (tmp_path / os.fsdecode(b"empty\xff")).mkdir()
+    names, refused, empty = containers("oumvlp", tmp_path)
+    assert (names, empty) == (["00001/00/090"], [])
     assert {(r.container, r.member, r.frames) for r in refused} == {
         ("bad\\xff/00001/00/000", "", 1),
         (".", "\\xfe.7z", 1),
+        ("empty\\xff", "", 0),
     }
     assert all("UTF-8" in refusal.reason for refusal in refused)
 
@@ -222,7 +240,14 @@ def test_a_damaged_7z_raises(tmp_path: Path) -> None:
         scan("oumvlp", tmp_path, "a.7z")
 
 
-def test_containers_are_sorted_and_what_cannot_hold_frames_is_refused(
+def test_containers_are_sorted_folder_by_folder(tmp_path: Path, write_tree: WriteFiles) -> None:
+    numbers = [i * 7 % 50 for i in range(50)]
+    archives, folders = ([f"{number:02}{end}" for number in numbers] for end in (".7z", "/00/090"))
+    write_tree(tmp_path, dict.fromkeys([*archives, *(f"{name}/1.png" for name in folders)], b"x"))
+    assert containers("oumvlp", tmp_path) == ([*sorted(archives), *sorted(folders)], [], [])
+
+
+def test_containers_are_found_and_what_cannot_hold_frames_is_refused(
     tmp_path: Path, write_zip: WriteFiles, write_tree: WriteFiles, tar_of: TarOf
 ) -> None:
     write_tree(tmp_path, {"b/x.7z": b"", "a/x.7z": b"", "c/1.png": b"", "d/e/f/1.png": b""})
@@ -309,6 +334,23 @@ def test_a_description_is_no_data(tmp_path: Path, write_tree: WriteFiles) -> Non
     ]
 
 
+def test_a_description_below_the_root_is_none(tmp_path: Path, write_tree: WriteFiles) -> None:
+    write_tree(tmp_path, {"a/dataset.yaml": b"x"})
+    assert scan("oumvlp", tmp_path, "a").refused == [
+        Refusal("a", "dataset.yaml", "not a frame's name")
+    ]
+
+
+def test_the_size_of_a_container_is_its_archives(
+    tmp_path: Path, write_tree: WriteFiles, write_zip: WriteFiles, tar_of: TarOf
+) -> None:
+    write_tree(tmp_path, {"a/b/1.png": b"x"})
+    write_zip(tmp_path / "x.zip", {"1.tar": tar_of({"x": b""})})
+    assert bytes_of(tmp_path, "x.zip/1.tar") == (tmp_path / "x.zip").stat().st_size
+    for container in ("a/b", ".", "gone.7z"):
+        assert bytes_of(tmp_path, container) == 0
+
+
 def test_all_broken_zips_are_named_at_once(tmp_path: Path) -> None:
     for name in ("train001-500.zip", "val501-614.zip"):
         (tmp_path / name).write_bytes(b"PK, then nothing")
@@ -326,3 +368,17 @@ def test_passwords_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("OUMVLP_PASSWORD", "")
     assert releases.password("oumvlp") is None
     assert os.environ["OUMVLP_PASSWORD"] == ""
+
+
+def test_advice_on_archives_fits_what_is_wrong_with_them() -> None:
+    cap, wrong, damage = (
+        kind("a.7z", "x") for kind in (TooLargeError, WrongPasswordError, DamagedArchiveError)
+    )
+    for broken, advice in (
+        ([cap, cap], "A cap of params.yaml was reached"),
+        ([cap, damage], "Download them again"),
+        ([cap, wrong, damage], "environment variable OUMVLP_PASSWORD"),
+    ):
+        told = str(cannot_be_read("oumvlp", Path("root"), broken))
+        assert f"{len(broken)} archive(s) cannot be read:" in told
+        assert advice in told

@@ -89,6 +89,12 @@ def test_every_method_that_is_read_gives_back_what_was_packed(
     assert read(tmp_path, some, password) == {name: members[name] for name in some}
 
 
+def test_blocks_without_a_wanted_member_are_passed_over(tmp_path: Path) -> None:
+    blocks = [{f"{block}/{i}.png": bytes([block, i]) * 400 for i in range(3)} for block in range(3)]
+    write(tmp_path / "x.7z", *blocks, filters=[LZMA2])
+    assert read(tmp_path, {"1/1.png"}) == {"1/1.png": blocks[1]["1/1.png"]}
+
+
 @pytest.mark.parametrize(
     "method",
     [

@@ -172,7 +172,7 @@ def test_a_damaged_table_of_a_shard_is_told(
             store.read(int(number))
 
 
-@pytest.mark.parametrize("rows", [None, 0, 1])
+@pytest.mark.parametrize("rows", [None, 0, 1, 2])
 def test_a_shard_of_too_few_sequences_is_told(
     tmp_path: Path, write_store: WriteStore, noise: Noise, rows: int | None
 ) -> None:

@@ -73,6 +73,13 @@ def start() -> Iterator[Start]:
         yield lambda *command, **changes: stack.enter_context(child(*command, **changes))
 
 
+def wait_for_zombie(pid: int) -> None:
+    process, deadline = psutil.Process(pid), time.monotonic() + DEADLINE_S
+    while process.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert process.status() == psutil.STATUS_ZOMBIE
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
 def test_a_signal_is_noted_and_the_block_goes_on(start: Start, name: str) -> None:
     number = signal.Signals[name]
@@ -161,10 +168,7 @@ def test_a_starter_that_nobody_waited_for_counts_as_dead(start: Start) -> None:
     stage = start(*python(STARTER, *python(STAGE)), DVC_STAGE="pretrain")
     stage.ask("begin")
     stage.process.kill()
-    starter, deadline = psutil.Process(stage.process.pid), time.monotonic() + DEADLINE_S
-    while starter.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert starter.status() == psutil.STATUS_ZOMBIE
+    wait_for_zombie(stage.process.pid)
     assert stage.ask("reason") == GONE
 
 
@@ -203,6 +207,14 @@ def test_a_process_names_its_starter_and_others_see_it_end(
     assert not has_ended(named)
     stage.kill()
     assert psutil.pid_exists(stage.pid)
+    assert has_ended(named)
+
+
+def test_a_starter_that_nobody_waited_for_has_ended(start: Start) -> None:
+    stage = start(*python(STARTER, *python(NAMING)), DVC_STAGE="pretrain")
+    named = stage.ask("who")
+    stage.process.kill()
+    wait_for_zombie(stage.process.pid)
     assert has_ended(named)
 
 
@@ -261,6 +273,32 @@ def test_a_signal_ends_the_process_but_closes_what_is_open(start: Start, name: s
     os.kill(stage.pid, number)
     assert stage.answer() == "closed"
     assert stage.process.wait(DEADLINE_S) == 128 + number
+
+
+def test_nohup_keeps_a_process_from_ending_at_a_hangup(start: Start) -> None:
+    stage = start("nohup", *python(EXITING))
+    assert stage.ask("begin") == "inside"
+    os.kill(stage.pid, signal.SIGHUP)
+    os.kill(stage.pid, signal.SIGTERM)
+    assert stage.answer() == "closed"
+    assert stage.process.wait(DEADLINE_S) == 128 + signal.SIGTERM
+
+
+def test_a_second_signal_does_not_disturb_the_closing(capsys: pytest.CaptureFixture[str]) -> None:
+    closed = []
+
+    def work() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGINT)
+            closed.append(True)
+
+    with pytest.raises(SystemExit) as raised, exits_at_signals("what is done is kept"):
+        work()
+    assert closed
+    assert raised.value.code == 143
+    assert capsys.readouterr().err.count("stopped by") == 1
 
 
 def test_the_end_of_dvc_ends_the_process_too(start: Start) -> None:

@@ -81,6 +81,13 @@ def test_a_video_without_frames_is_taken_for_the_first_of_the_gallery_and_counte
     )
 
 
+def test_of_many_videos_without_frames_the_first_ten_are_named() -> None:
+    videos = [f"{i:05}" for i in range(12)]
+    (note,) = submission(Nearest(["z"], ["501"], [1.0]), [*videos, "z"], GALLERY, 0).notes
+    assert note.startswith("12 of 13 probes have no embedding")
+    assert note.endswith(f"(501): {', '.join(videos[:10])} ....")
+
+
 def test_where_unknown_people_are_scored_the_far_and_the_empty_are_nobody() -> None:
     nearest = Nearest(["00001", "00002"], ["501", "502"], [2.0, 2.5])
     made = submission(nearest, VIDEOS, GALLERY, unknown_above=2.0)
@@ -155,12 +162,22 @@ def test_an_open_quote_is_told_with_its_line_however_much_follows() -> None:
     [
         (b"", "line 1: expected videoID,label, got nothing"),
         (b"\xff\xfe", "expected UTF-8"),
-        (b"\xef\xbb\xbfvideoID,label\n00001,501\n", "begins with a byte order mark"),
     ],
 )
 def test_files_that_are_none(content: bytes, expected: str) -> None:
     found = problems(content, VIDEOS[:1], GALLERY, COLUMNS[1], unknown=False)
     assert expected in found[0]
+
+
+def test_a_byte_order_mark_is_told_and_what_follows_is_read() -> None:
+    content = b"\xef\xbb\xbfvideoID,label\n00001,501\n"
+    (only,) = problems(content, VIDEOS[:1], GALLERY, COLUMNS[1], unknown=False)
+    assert only.startswith("begins with a byte order mark")
+
+
+def test_spaces_before_an_id_are_taken_for_a_spreadsheets() -> None:
+    found = problems(b"videoID,label\n 00001,501\n", VIDEOS[:1], GALLERY, COLUMNS[1], False)
+    assert "ids lack zeros at their front, or have spaces: a spreadsheet does that" in found
 
 
 def test_lines_may_end_as_on_windows() -> None:

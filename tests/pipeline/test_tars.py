@@ -248,6 +248,15 @@ def test_long_names_are_read(tmp_path: Path, form: int) -> None:
     assert read(tmp_path, "x.tar", set(names)) == dict.fromkeys(names, b"abc")
 
 
+@pytest.mark.parametrize("container", FORMS)
+def test_frames_larger_than_headers_may_be_are_read(
+    tmp_path: Path, container: str, tar_of: TarOf, write_zip: WriteZip
+) -> None:
+    large = {f"{i}.png": np.random.default_rng(i).bytes(300_000) for i in range(3)}
+    write(tmp_path, tar_of(large), write_zip)
+    assert read(tmp_path, container, set(large)) == large
+
+
 def test_a_bomb_is_given_up_by_what_it_unpacks_to(tmp_path: Path, tar_of: TarOf) -> None:
     with gzip.open(tmp_path / "x.tar.gz", "wb", 1) as packed:
         packed.write(tar_of(FRAMES)[:ENTRY] + header("b/1.png", 2**40))

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline import stage_inputs
+from pipeline import stage_inputs, training_state
 from pipeline.errors import PipelineError
 from pipeline.training_state import TrainingState
 from tests.child_processes import STARTER, child, environment, python
@@ -187,6 +187,18 @@ def test_where_all_states_are_torn_nothing_starts_over_in_silence(
                 state.load()
     assert capsys.readouterr().err.count("is torn") == 2
     assert len(list(state.folder.glob("torn-*"))) == 2
+
+
+def test_a_state_of_another_format_is_not_taken(
+    state: TrainingState, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with state.locked():
+        with monkeypatch.context() as patch:
+            patch.setattr(training_state, "FORMAT", "gaitgl-training-state-0")
+            state.save(1, some(1), {})
+        with pytest.raises(PipelineError, match="no state that is whole"):
+            state.load()
+    assert "is torn (its format is gaitgl-training-state-0)" in capsys.readouterr().err
 
 
 def test_a_state_that_cannot_be_read_now_is_not_given_up(state: TrainingState) -> None:
@@ -434,6 +446,24 @@ def test_a_result_is_handed_to_dvc_while_dvc_has_not_noted_it(
         assert result is not None
         assert (result / "checkpoint.safetensors").read_bytes() == b"weights"
         assert (result / "history.csv").read_bytes() == b"step\n1\n"
+
+
+def test_a_result_takes_the_place_of_all_states_and_of_torn_ones(
+    state: TrainingState, made: Path
+) -> None:
+    last = state.folder / "step-000000002.safetensors"
+    with state.locked():
+        state.save(1, some(1), {})
+        state.save(2, some(2), {})
+        last.write_bytes(truncated(last.read_bytes()))
+        assert state.load() is not None
+        assert [name for name in files(state.folder) if "step" in name] == [
+            "step-000000001.safetensors",
+            "torn-step-000000002.safetensors",
+        ]
+        state.keep_result(made)
+        assert not [name for name in files(state.folder) if "step" in name]
+        assert state.load() is None
 
 
 def test_a_damaged_result_is_told_and_not_taken(
