@@ -27,7 +27,7 @@ from pipeline.commits import git
 from pipeline.errors import PipelineError, listing, run_stage
 from pipeline.estimates import IDENTICAL, figures
 from pipeline.files import new_folder, write_bytes
-from pipeline.mlflow_store import find_runs, open_store, reason, store_errors, tracking_uri
+from pipeline.mlflow_store import find_runs, open_store, store_errors, tracking_uri, trouble
 from pipeline.probe_table import read_probes
 from pipeline.settings import DATASETS, TRAINED_BY, Settings
 from pipeline.tracking import DVC_EXPERIMENT_TAG
@@ -293,10 +293,7 @@ def _training_seconds() -> dict[str, dict[str, float]]:
     try:
         runs = find_runs(open_store(tracking_uri()), condition)
     except store_errors() as error:
-        sys.stderr.write(
-            "warning: how long trainings took is left out, the MLflow store (MLFLOW_TRACKING_URI) "
-            f"does not answer: {reason(error)}\n"
-        )
+        sys.stderr.write(f"warning: how long trainings took is left out: {trouble(error)}\n")
         return {}
     for run in runs:
         by_stage = seconds.setdefault(run.data.tags[DVC_EXPERIMENT_TAG], {})
@@ -327,7 +324,9 @@ def _data(settings: Settings) -> str:
 
 def _command(seeds: int, changes: dict[str, str | int | float]) -> str:
     flags = [f"--seeds {seeds}"]
-    flags += [f"-S {key}={str(value).replace(' ', '')}" for key, value in changes.items()]
+    for key, value in changes.items():
+        text = str(value)
+        flags.append(f"-S {key}={text.replace(' ', '') if text.startswith('[') else text}")
     lines = " \\\n    ".join(flags)
     return f'make ablations ARGS="{lines}"'
 

@@ -21,8 +21,11 @@ MADE = ("data", "embeddings", "mlartifacts", "models", "reports", "runs")
 def main() -> None:
     settings = Settings.load()
     problems = []
-    if "%" in str(Path.cwd()):
-        problems.append(f"{Path.cwd()}: MLflow cannot work in a folder whose path holds a %")
+    problems += [
+        f"{Path.cwd()}: MLflow cannot work in a folder whose path holds a {character}"
+        for character in "%?"
+        if character in str(Path.cwd())
+    ]
     for dataset in DATASETS:
         problem = _root_problem(dataset, Path(settings.data[dataset].root))
         problems += [problem] if problem else []

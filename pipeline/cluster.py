@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 from uuid import uuid4
 
+import cv2
+
 from pipeline.errors import PipelineError, listing
 from pipeline.processes import reports_to
 
@@ -23,7 +25,7 @@ CONNECT_S = 30
 """How long a scheduler may take to answer, and then its first worker to be there."""
 
 CODE = ("pipeline", "gaitgl")
-PACKAGES = ("kornia-rs", "numpy", "pandas", "py7zr", "pyarrow")
+PACKAGES = ("kornia-rs", "numpy", "pandas", "py7zr", "pyarrow", "zstandard")
 OPENCV = ("opencv-python", "opencv-python-headless")
 
 Task = TypeVar("Task")
@@ -103,6 +105,8 @@ def code_state() -> dict[str, str]:
     state = {"Python": ".".join(platform.python_version_tuple()[:2])}
     state |= {name: _version(name) for name in PACKAGES}
     state["opencv"] = "".join(_version(name) for name in OPENCV)
+    # what resizes frames: its last bits depend on the processor
+    state["Intel IPP in opencv"] = cv2.ipp.getIppVersion()
     for path in sorted(path for name in CODE for path in (root / name).rglob("*.py")):
         name = path.relative_to(root).as_posix()
         state[name] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]

@@ -33,4 +33,4 @@ def dvc(
 ) -> "subprocess.CompletedProcess[str]":
     """A command of DVC's, whatever its end; ``output`` is where both its streams go."""
     command = [sys.executable, "-m", "dvc", *arguments]
-    return subprocess.run(command, stdout=output, stderr=output, text=True, check=False)
+    return subprocess.run(command, stdout=output, stderr=output, encoding="utf-8", check=False)

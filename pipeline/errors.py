@@ -5,6 +5,8 @@ import os
 import sys
 from collections.abc import Callable
 
+from pipeline.stopping import stopped_with_starter
+
 
 class PipelineError(Exception):
     """What was expected, what came, where, and what to do. Shown without a traceback."""
@@ -21,11 +23,14 @@ class Stopped(Exception):
 def run_stage(main: Callable[[], None]) -> None:
     """Run a stage's ``main``; a PipelineError becomes one screen of text and exit status 1.
 
+    It ends, as at a SIGTERM, with the DVC that started it: the next one makes its outputs anew.
+
     Of several processes the first one prints it whole, the others its first line. What a disk or a
     file's rights forbid is said in a line; Stopped and Ctrl-C become a line and their exit status.
     """
     try:
-        main()
+        with stopped_with_starter():
+            main()
     except PipelineError as error:
         sys.stdout.flush()
         number = os.environ.get("RANK", "0")  # among the processes that torchrun started

@@ -11,6 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+UMASK = os.umask(0o022)
+"""What this process keeps from others in what it makes; it can be asked for by setting it alone."""
+os.umask(UMASK)
+
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
@@ -20,7 +24,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(left)  # of a process that was killed
     beside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
-        beside.chmod(0o755)  # mkdtemp's 0700 would keep colleagues out
+        beside.chmod(0o777 & ~UMASK)  # mkdtemp's 0700 would keep colleagues out
         yield beside
         for part in [*beside.rglob("*"), beside]:
             _flush(part)

@@ -3,13 +3,16 @@
 ``pipeline.run_record`` holds what is to be sent, ``pipeline.sender`` decides when.
 """
 
+import errno
 import json
 import logging
 import os
 import re
 import shutil
+import sqlite3
+import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +54,14 @@ PARAMS_BATCH = 100
 SQLITE = "sqlite:///"
 DATABASES = ("postgresql", "mysql", "mssql")
 """MLflow's others, which are servers."""
+ARTIFACT_PLACES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+"""Tables and columns of MLflow's database that say where artifacts lie."""
 TOKEN_TAG = "record"
 """By this tag a run is found whose making the store has not confirmed."""
 OUTPUT_TAG = "output_digest"
@@ -68,8 +79,13 @@ EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 
 def tracking_uri() -> str:
-    """``MLFLOW_TRACKING_URI``, or the SQLite file at the project's root."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{ROOT / 'mlflow.db'}"
+    """``MLFLOW_TRACKING_URI``, or the SQLite file at the project's root.
+
+    A relative SQLite file counts from there, too: DVC runs experiments in copies that it deletes.
+    """
+    own = f"{SQLITE}mlflow.db"
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or own
+    return f"{SQLITE}{ROOT / uri.removeprefix(SQLITE)}" if uri.startswith(SQLITE) else uri
 
 
 def run_id_of(digest: str) -> str:
@@ -89,6 +105,8 @@ def open_store(uri: str) -> Any:
 
     for name in ("mlflow", "alembic"):  # the import has set them to tell of every migration
         logging.getLogger(name).setLevel(logging.WARNING)
+    # with a traceback, and all that was to be written; ``trouble`` says it in a line
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     if uri.startswith(DATABASES):
         import sqlalchemy
 
@@ -97,8 +115,32 @@ def open_store(uri: str) -> Any:
     if not uri.startswith(SQLITE):
         return MlflowClient(uri)
     # whoever opens a new file first fills it with tables, and two at once leave it unusable
-    with FileLock(uri.removeprefix(SQLITE) + ".lock"):
-        return MlflowClient(uri)
+    file = Path(uri.removeprefix(SQLITE))
+    with FileLock(f"{file}.lock"):
+        client = MlflowClient(uri)
+        if file == ROOT / "mlflow.db":
+            _follow_project(file, (ROOT / "mlartifacts").as_uri())
+    return client
+
+
+def _follow_project(database: Path, here: str) -> None:
+    """Note where artifacts lie now, if the project was moved or copied since the last run.
+
+    MLflow keeps whole paths, and goes on writing to the old ones. What is noted elsewhere, by
+    somebody else's experiments, stays.
+    """
+    places = "SELECT DISTINCT artifact_location FROM experiments WHERE artifact_location LIKE ?"
+    with closing(sqlite3.connect(database, timeout=60)) as store, store:
+        for (before,) in store.execute(places, ["file:///%/mlartifacts"]).fetchall():
+            if before == here:
+                continue
+            for table, column in ARTIFACT_PLACES:
+                store.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
+                    f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
+                    [here, len(before) + 1, before, len(before) + 1, f"{before}/"],
+                )
+            sys.stderr.write(f"{database.name} followed the project: artifacts were in {before}\n")
 
 
 def look_up(model: str) -> None:
@@ -127,10 +169,35 @@ def store_errors() -> tuple[type[Exception], ...]:
 
 
 def refused(error: Exception) -> bool:
-    """Whether the store did answer: it does not take this run, deleted by its user, say."""
+    """Whether the store knows who asks and does not take this run, deleted by its user, say."""
     from mlflow.exceptions import MlflowException
 
-    return isinstance(error, MlflowException) and error.get_http_status_code() < 500
+    if not isinstance(error, MlflowException):
+        return False
+    status = error.get_http_status_code()
+    return status < 500 and status not in (401, 403)
+
+
+def trouble(error: Exception) -> str:
+    """What is wrong with the store, in a line, and what the error says."""
+    from mlflow.exceptions import MlflowException
+
+    store = "the MLflow store (MLFLOW_TRACKING_URI)"
+    text = str(error)
+    if "database or disk is full" in text or (
+        isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    ):
+        what = "the disk is full, so nothing reaches MLflow"
+    elif isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        what = f"{store} cannot be written by this user"
+    elif isinstance(error, MlflowException) and error.get_http_status_code() in (401, 403):
+        what = (
+            f"{store} does not let this user in: see MLFLOW_TRACKING_USERNAME and _PASSWORD, or "
+            "MLFLOW_TRACKING_TOKEN"
+        )
+    else:
+        what = f"{store} {'refuses this' if refused(error) else 'does not answer'}"
+    return f"{what}: {reason(error)}"
 
 
 def reason(error: Exception) -> str:

@@ -3,7 +3,7 @@
 ``--dry`` shows what would be promoted and why, and changes nothing.
 """
 
-import sys
+import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,9 +26,9 @@ NO_MATTER = (*NEVER_BEHIND[DATASET], "evaluate.cmc_ranks", "evaluate.submission.
 
 
 def main() -> None:
-    unknown = [argument for argument in sys.argv[1:] if argument != "--dry"]
-    if unknown:
-        raise PipelineError(f"usage: python -m pipeline.promote [--dry]; got {' '.join(unknown)}")
+    parser = argparse.ArgumentParser("python -m pipeline.promote", description=__doc__)
+    parser.add_argument("--dry", action="store_true", help="change nothing")
+    dry = parser.parse_args().dry
     try:
         client = mlflow_store.open_store(mlflow_store.tracking_uri())
         found = standing(client)
@@ -36,15 +36,13 @@ def main() -> None:
         best = found.candidates[0]
         if best.version == found.champion:
             print(f"version {best.version} has the alias {CHAMPION!r} already")
-        elif "--dry" in sys.argv[1:]:
+        elif dry:
             print(f"{CHAMPION!r} would go to version {best.version}; nothing was changed")
         else:
             client.set_registered_model_alias(NAME, CHAMPION, str(best.version))
             print(f"{CHAMPION!r} is version {best.version} now: models:/{NAME}@{CHAMPION}")
     except mlflow_store.store_errors() as error:
-        raise PipelineError(
-            f"the MLflow store (MLFLOW_TRACKING_URI) cannot be asked: {mlflow_store.reason(error)}"
-        ) from None
+        raise PipelineError(mlflow_store.trouble(error)) from None
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from pipeline.files import sha256
 from pipeline.mlflow_store import DATA_TAG, OUTPUT_TAG
 from pipeline.registry import ALIASES
 from pipeline.report import written_metrics
-from pipeline.restored_experiments import Restored, experiments_without_row, fetch
+from pipeline.restored_experiments import Restored, experiments_without_row, fetch, in_cache
 from pipeline.settings import DATASETS, Dataset, Settings
 from pipeline.tracking import DVC_EXPERIMENT_TAG, TrackedRun
 from pipeline.training_run import HISTORY
@@ -60,8 +60,8 @@ def main() -> None:
         of_experiments = list(experiments_without_row(client))
     except mlflow_store.store_errors() as error:
         sys.stderr.write(
-            "warning: whether all results have their rows in MLflow is not known, the store does "
-            f"not answer: {mlflow_store.reason(error)}\n"
+            "warning: whether all results have their rows in MLflow is not known: "
+            f"{mlflow_store.trouble(error)}\n"
         )
         return
     for stage in without_run:
@@ -74,7 +74,16 @@ def main() -> None:
             _record_report(dataset, settings)
         else:
             print(f"{_report(dataset)}: {STALE}")
+    elsewhere = [result for result in of_experiments if not in_cache(result)]
+    if elsewhere:
+        sys.stderr.write(
+            f"warning: {len(elsewhere)} results of experiments have no rows in MLflow, and are not "
+            "in DVC's cache here; `dvc exp pull REMOTE NAME` brings them: "
+            f"{', '.join(sorted({result.name for result in elsewhere}))}\n"
+        )
     for result in of_experiments:
+        if result in elsewhere:
+            continue
         try:
             _record_experiment(result)
         except PipelineError as error:

@@ -1,11 +1,9 @@
 """Delivers the record of a run to MLflow, beside the work that is recorded."""
 
-import errno
 import sys
 from threading import Event, Thread
 
-from pipeline import mlflow_store
-from pipeline.mlflow_store import deliver, open_store, reason, store_errors, tracking_uri
+from pipeline.mlflow_store import deliver, open_store, store_errors, tracking_uri, trouble
 from pipeline.run_record import Record
 
 FLUSH_EVERY_S = 10.0
@@ -81,11 +79,7 @@ class Sender:
         self._answers = False
         if not self._said_trouble:
             self._said_trouble = True
-            does = "refuses this run" if mlflow_store.refused(error) else "does not answer"
-            what = f"the MLflow store (MLFLOW_TRACKING_URI) {does}"
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                what = "the disk is full, so nothing reaches MLflow"
-            sys.stderr.write(f"warning: {what}, work goes on without it: {reason(error)}\n")
+            sys.stderr.write(f"warning: work goes on without MLflow: {trouble(error)}\n")
 
     def _say_answer(self) -> None:
         if not self._answers and not self._said_answer:

@@ -6,12 +6,12 @@ All problems of a file are collected and reported at once, with their full keys.
 
 import difflib
 import math
-import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from pipeline.errors import PipelineError
 
@@ -293,7 +293,11 @@ class Settings(Section):
     @classmethod
     def load(cls, path: Path = PARAMS_FILE) -> Self:
         """Read and check a settings file; PipelineError names every problem in it."""
-        tree = read_yaml(path)
+        return cls.check(read_yaml(path), str(path))
+
+    @classmethod
+    def check(cls, tree: dict[str, Any], source: str) -> Self:
+        """Settings from what a file holds; PipelineError names the ``source`` and every problem."""
         problems = []
         try:
             settings = cls.model_validate(tree)
@@ -302,7 +306,7 @@ class Settings(Section):
         problems += _cross_checks(tree)
         if problems:
             lines = "\n".join(f"  {problem}" for problem in problems)
-            raise PipelineError(f"{path} has {len(problems)} problem(s):\n{lines}")
+            raise PipelineError(f"{source} has {len(problems)} problem(s):\n{lines}")
         return settings
 
     def flat(self) -> dict[str, str | int | float]:
@@ -322,42 +326,30 @@ def as_trained(
     return {name: made_with.get(name, value) for name, value in params.items()}
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-4 as text, and of a key written twice the last; DVC reads the one as a
-    number and refuses the other, and so do we."""
-
-    def compose_mapping_node(self, anchor: dict[str, yaml.Node]) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)  # as written: nothing is merged yet
-        seen = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if (key.tag, key.value) in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"the key {key.value} is there twice", problem_mark=key.start_mark
-                )
-            seen.add((key.tag, key.value))
-        return node
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping that a YAML file holds; PipelineError where it holds none."""
     try:
-        # a SafeLoader with one more number format
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        return parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
         raise PipelineError(f"{path} is missing: run this from the project's root") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise PipelineError(f"{path} is not readable YAML: {error}") from None
+
+
+def parse_yaml(text: str, source: str) -> dict[str, Any]:
+    """The mapping in a text, YAML 1.2 as DVC reads it; PipelineError names the ``source``."""
+    try:
+        tree = YAML(typ="safe").load(text)
+    except MarkedYAMLError as error:
+        where = error.problem_mark
+        at = f"line {where.line + 1}, column {where.column + 1}: " if where else ""
+        raise PipelineError(f"{source} is not readable YAML: {at}{error.problem}") from None
+    except YAMLError as error:  # of characters that no YAML holds
+        raise PipelineError(f"{source} is not readable YAML: {error}") from None
     if tree is None:  # nothing but comments
         return {}
     if not isinstance(tree, dict):
-        raise PipelineError(f"{path}: expected a mapping of sections, got {type(tree).__name__}")
+        raise PipelineError(f"{source}: expected a mapping of sections, got {type(tree).__name__}")
     return tree
 
 

@@ -20,6 +20,7 @@ STARTERS = ("dvc", "torchrun", "torch.distributed.run", "stages.")
 """What the command of a process 1 that starts stages itself, as in a container, has in it."""
 
 POLL_S = 1.0
+WATCHER = "watches the starter"
 STARTED_BY = "GAITGL_STARTED_BY"
 """Environment variable: what `started_by` says in each of several processes."""
 
@@ -52,11 +53,9 @@ class StopRequest:
 
     def reason(self) -> str:
         """What asks to stop, in words; empty where nothing does."""
-        if self._signal:
-            return signal.Signals(self._signal).name
         if not self._starter_lives():
             return "the end of the process that started it"
-        return ""
+        return signal.Signals(self._signal).name if self._signal else ""
 
     @property
     def exit_status(self) -> int:
@@ -149,7 +148,13 @@ def _lives(process: psutil.Process) -> bool:
 
 @contextmanager
 def stopped_with_starter() -> Iterator[None]:
-    """While the block runs, the end of the process that started this one is a SIGTERM to it."""
+    """While the block runs, the end of the process that started this one is a SIGTERM to it.
+
+    A block within such a block adds nothing: one signal is enough.
+    """
+    if any(thread.name == WATCHER for thread in threading.enumerate()):
+        yield
+        return
     starter_lives = starter()
     over = threading.Event()
 
@@ -159,8 +164,10 @@ def stopped_with_starter() -> Iterator[None]:
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 
-    threading.Thread(target=watch, name="watches the starter", daemon=True).start()
+    watcher = threading.Thread(target=watch, name=WATCHER, daemon=True)
+    watcher.start()
     try:
         yield
     finally:
         over.set()
+        watcher.join()

@@ -37,10 +37,8 @@ def main() -> None:
         except mlflow_store.store_errors() as error:
             if not mlflow_store.refused(error):
                 raise PipelineError(
-                    "the MLflow store (MLFLOW_TRACKING_URI) does not answer: "
-                    f"{mlflow_store.reason(error)}\nNothing is lost: what is not sent stays in "
-                    f"{mlflow_store.RUN_IDS.parent}. Run make sync-runs again when the store is "
-                    "back."
+                    f"{mlflow_store.trouble(error)}\nNothing is lost: what is not sent stays in "
+                    f"{mlflow_store.RUN_IDS.parent}. Run make sync-runs again when that is mended."
                 ) from None
             not_taken.append(f"{folder}: {mlflow_store.reason(error)}")
         finally:

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from pipeline import mlflow_store, sender, system_metrics
-from pipeline.commits import git
+from pipeline.commits import changed_files, git
 from pipeline.errors import Stopped
 from pipeline.mlflow_store import DURATION, OUTPUT_TAG, remember_output, tracking_uri
 from pipeline.run_record import (
@@ -204,7 +204,7 @@ def _first_tags(run: Run) -> dict[str, str]:
         "dataset": run.dataset,
         "dvc_stage": os.environ.get("DVC_STAGE", ""),
         "mlflow.source.git.commit": git("rev-parse", "HEAD"),
-        "git_changed_files": str(len(git("status", "--porcelain").splitlines())),
+        "git_changed_files": str(changed_files()),
         "mlflow.source.name": f"stages/{run.stage}.py",
         "mlflow.source.type": "LOCAL",
     }

@@ -17,10 +17,9 @@ from pipeline.mlflow_store import (
     all_pages,
     deleted,
     open_store,
-    reason,
-    refused,
     store_errors,
     tracking_uri,
+    trouble,
 )
 from pipeline.settings import Settings
 
@@ -48,10 +47,7 @@ def main() -> None:
     try:
         experiment_id = put_views(open_store(uri), name)
     except store_errors() as error:
-        does = "refuses" if refused(error) else "does not answer"
-        raise PipelineError(
-            f"the MLflow store (MLFLOW_TRACKING_URI) {does}: {reason(error)}"
-        ) from None
+        raise PipelineError(trouble(error)) from None
     if not served(uri):
         _check_free(port)
     for title, link in links(address(uri, port), experiment_id).items():

@@ -4,6 +4,7 @@ import os
 import pytest
 
 from pipeline.errors import PipelineError, Stopped, listing, run_stage
+from tests.child_processes import STARTER, child, python
 
 
 def test_a_pipeline_error_is_text_and_status_1(capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,6 +39,28 @@ def test_stopped_work_says_so_and_keeps_its_status(capsys: pytest.CaptureFixture
     assert raised.value.code == 143
     error = capsys.readouterr().err
     assert error == "\nstopped: SIGTERM at step 40; start again to go on from there\n"
+
+
+STAGE = """
+import os, signal
+signal.alarm(60)
+from pipeline.errors import run_stage
+
+def main():
+    print(os.getpid(), flush=True)
+    input()
+    print("at work", flush=True)
+    signal.pause()
+
+run_stage(main)
+"""
+
+
+def test_a_stage_ends_with_the_dvc_that_started_it() -> None:
+    with child(*python(STARTER, *python(STAGE)), DVC_STAGE="ingest") as stage:
+        assert stage.ask("begin") == "at work"
+        stage.kill()
+        assert stage.answer() == ""  # the end of its output, a minute before the alarm
 
 
 def test_faults_of_the_program_keep_their_traceback() -> None:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import files
 from pipeline.files import fingerprint, new_folder, sha256, write_bytes, write_json
 
 
@@ -33,6 +34,16 @@ def test_a_new_folder_replaces_the_old_one_as_a_whole(tmp_path: Path) -> None:
         assert (target / "inner" / "old").exists()
     assert content(tmp_path) == {"out/a": b"new"}
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o002, 0o775), (0o022, 0o755), (0o077, 0o700)])
+def test_a_new_folder_is_as_open_as_others_of_this_user(
+    tmp_path: Path, umask: int, mode: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "UMASK", umask)
+    with new_folder(tmp_path / "x"):
+        pass
+    assert (tmp_path / "x").stat().st_mode & 0o777 == mode
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])

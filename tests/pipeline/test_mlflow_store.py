@@ -1,10 +1,20 @@
+import errno
 import json
 import math
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+import mlflow
+import numpy as np
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import (
+    PERMISSION_DENIED,
+    RESOURCE_DOES_NOT_EXIST,
+    UNAUTHENTICATED,
+)
 from mlflow.tracking import MlflowClient
 
 from pipeline import mlflow_store
@@ -48,6 +58,56 @@ def test_the_address_is_the_environments_or_the_projects(
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert tracking_uri() == f"sqlite:///{mlflow_store.ROOT / 'mlflow.db'}"
     assert Path(tracking_uri().removeprefix("sqlite:///")).is_absolute()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")  # the same, not the copy's
+    assert tracking_uri() == f"sqlite:///{mlflow_store.ROOT / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////srv/mlflow.db")
+    assert tracking_uri() == "sqlite:////srv/mlflow.db"
+
+
+def test_what_is_wrong_with_a_store_is_told_apart() -> None:
+    away = mlflow_store.trouble(OSError(errno.ECONNREFUSED, "refused"))
+    assert away.startswith("the MLflow store (MLFLOW_TRACKING_URI) does not answer: ")
+    gone = MlflowException("no such run", RESOURCE_DOES_NOT_EXIST)
+    assert "refuses this: no such run" in mlflow_store.trouble(gone)
+    for code in (UNAUTHENTICATED, PERMISSION_DENIED):
+        error = MlflowException("who?", code)
+        assert "does not let this user in: see MLFLOW_TRACKING_U" in mlflow_store.trouble(error)
+        assert not mlflow_store.refused(error)
+    for full in (OSError(errno.ENOSPC, "x"), MlflowException("database or disk is full")):
+        assert mlflow_store.trouble(full).startswith("the disk is full, so nothing reaches MLflow")
+    closed = mlflow_store.trouble(PermissionError(errno.EACCES, "mlartifacts"))
+    assert "cannot be written by this user" in closed
+
+
+def artifacts(run_id: str) -> list[str]:
+    return [file.path for file in MlflowClient(tracking_uri()).list_artifacts(run_id)]
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_artifacts_follow_a_project_that_is_moved_or_copied(
+    copied: bool, tracking_store: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: Path
+) -> None:
+    (tracking_store / "a.txt").write_text("a")
+    with tracked() as first:
+        first.artifact(tracking_store / "a.txt")
+        first.model(checkpoint)
+    client = MlflowClient(tracking_uri())
+    client.create_experiment("somebody else's", "file:///srv/artifacts")
+    moved = tracking_store.with_name("moved ü'")
+    (shutil.copytree if copied else shutil.move)(tracking_store, moved)
+    for name, value in (("ROOT", moved), ("CODE", moved), ("RUN_IDS", moved / "runs/run_ids.json")):
+        monkeypatch.setattr(mlflow_store, name, value)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{moved / 'mlflow.db'}")
+    before = sorted(tracking_store.rglob("*"))
+    with tracked() as second:
+        second.artifact(moved / "a.txt")
+    assert artifacts(first.run_id) == artifacts(second.run_id) == ["a.txt"]
+    assert sorted(tracking_store.rglob("*")) == before  # nothing was written where it lay
+    assert [path for path in moved.rglob("a.txt") if second.run_id in str(path)]
+    model = mlflow.pyfunc.load_model("models:/gaitgl/1")
+    assert model.predict(np.zeros((1, 3, 64, 44), np.uint8)).shape[0] == 1
+    other = MlflowClient(tracking_uri()).get_experiment_by_name("somebody else's")
+    assert other.artifact_location == "file:///srv/artifacts"
 
 
 def delivered_once(folder: Path) -> Record:

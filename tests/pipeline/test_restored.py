@@ -56,7 +56,7 @@ def test_a_store_that_does_not_answer_is_said_and_no_error(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", UNREACHABLE)
     main()
     output = capsys.readouterr()
-    assert "the store does not answer" in output.err
+    assert "the MLflow store (MLFLOW_TRACKING_URI) does not answer" in output.err
     assert "hunter2" not in output.err + output.out
 
 

@@ -13,6 +13,7 @@ import pytest
 from pipeline.stopping import (
     SIGNALS,
     STARTED_BY,
+    WATCHER,
     exits_at_signals,
     has_ended,
     stopped_with_starter,
@@ -138,7 +139,7 @@ def test_the_death_of_the_starter_is_a_reason(start: Start, variable: str) -> No
     stage.kill()
     assert stage.ask("reason") == GONE
     os.kill(stage.pid, signal.SIGINT)
-    assert stage.ask("reason") == "SIGINT 130"
+    assert stage.ask("reason") == "the end of the process that started it 130"
 
 
 def test_the_death_of_the_starter_is_noticed_through_a_shell(start: Start) -> None:
@@ -241,12 +242,13 @@ def test_who_is_stopped_with_its_starter_gets_a_sigterm(start: Start) -> None:
 
 def test_nobody_watches_the_starter_after_the_block() -> None:
     def watchers() -> list[threading.Thread]:
-        return [t for t in threading.enumerate() if t.name == "watches the starter"]
+        return [t for t in threading.enumerate() if t.name == WATCHER]
 
     with stopped_with_starter():
-        (watcher,) = watchers()
-    watcher.join(DEADLINE_S)
-    assert not watcher.is_alive()
+        with stopped_with_starter():
+            assert len(watchers()) == 1
+        assert len(watchers()) == 1
+    assert not watchers()
 
 
 EXITING = """

@@ -105,7 +105,7 @@ def test_a_server_that_lets_nobody_in_refuses() -> None:
         said = ui(f"http://127.0.0.1:{server.server_port}", "5000")
         server.shutdown()
     assert said.partition("\nerror: ")[2].startswith(
-        "the MLflow store (MLFLOW_TRACKING_URI) refuses: PERMISSION_DENIED: not you"
+        "the MLflow store (MLFLOW_TRACKING_URI) does not let this user in: "
     ), said
 
 
