@@ -1,6 +1,6 @@
 """From a release's root to the finished store, out of each container: rate, memory, growth.
 
-python -m benchmarks.containers [--quick]     (from the project's root; needs a temporary folder)
+python -m benchmarks containers [--quick]     (from the project's root; needs a temporary folder)
 
 The same walkers as OUMVLP's encrypted .7z, as CASIA-E's zips of tars (JPEG there, PNG elsewhere),
 as tars and as folders. Timed are `ingest` and `normalize` one after the other, with 1 and with 2
@@ -16,7 +16,6 @@ that peak. Growth: tars with the same walks of 1, 4 and 16 times as many subject
 import json
 import os
 import statistics
-import sys
 import tarfile
 import tempfile
 import time
@@ -34,7 +33,7 @@ import pandas as pd
 import py7zr
 
 from benchmarks.fresh_process import CAN_MEASURE, in_fresh_process, peak_bytes
-from benchmarks.timing import Row, Timing, compared, number, quiet, table
+from benchmarks.timing import Row, Timing, compared, number, quiet
 from benchmarks.walkers import png_frames
 from pipeline import shard_plan
 from pipeline.decoding import decode
@@ -361,11 +360,3 @@ CONTAINERS = (
     TARS,
     Container("OUMVLP folders", "oumvlp", _write_folders, _oumvlp),
 )
-
-
-def main() -> None:
-    print(table(rows(quick="--quick" in sys.argv[1:])))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Embedding whole sequences of mixed lengths: one by one, against batches of equal length.
 
-python -m benchmarks.embedding [--quick]
+python -m benchmarks embedding [--quick]
 
 Both read the same store of sequences of 18 to 40 frames, as OUMVLP's are. Plain is in float32; on a
 GPU it is in the precision it is compared with. A device that lacks bfloat16 gets no row in it. Ours
@@ -8,7 +8,6 @@ in float32 must equal plain, and itself one by one, to 1e-5 of the largest value
 near to one by one it is (aim: 1e-6).
 """
 
-import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 
 from benchmarks.plain_network import PlainGaitGL, plain_embed
 from benchmarks.silhouettes import write_drawn
-from benchmarks.timing import Row, compared, interleaved, table
+from benchmarks.timing import Row, compared, interleaved
 from benchmarks.training_step import CHANNELS, QUICK_CHANNELS, forward_flops, product_flops
 from gaitgl.model import GaitGL, GaitGLConfig
 from pipeline.devices import choose_device, lacks_bfloat16, place
@@ -107,7 +106,3 @@ def _compare(
 def _difference(expected: Embeddings, got: Embeddings) -> float:
     """The largest difference, as a share of the largest value."""
     return float(np.abs(expected - got).max() / np.abs(expected).max())
-
-
-if __name__ == "__main__":
-    print(table(rows(quick="--quick" in sys.argv[1:])))

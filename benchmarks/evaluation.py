@@ -1,6 +1,6 @@
 """Rank tables and average precision against the published way; memory of a whole evaluation.
 
-python -m benchmarks.evaluation [--quick]     (from the project's root)
+python -m benchmarks evaluation [--quick]     (from the project's root)
 
 2 000 subjects x 14 views x 2 sequences, 128 x 64 numbers each (1.8 GB; --quick: 200 subjects).
 Rank tables: some rows of the 14 x 14 table, the same for both: both work through the probes of
@@ -9,7 +9,6 @@ both get the same distances (made up; the right ones tend to be small) for some 
 galleries. Memory: growth of a fresh process' peak (VmHWM) over the embeddings it holds; Linux only.
 """
 
-import sys
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, get_args
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from benchmarks import plain_data
 from benchmarks.fresh_process import CAN_MEASURE, in_fresh_process, peak_growth_bytes
-from benchmarks.timing import Row, compared, interleaved, table
+from benchmarks.timing import Row, compared, interleaved
 from gaitgl import retrieval
 from gaitgl.distances import BLOCK_BYTES, Distance
 from gaitgl.verification import VerificationPass
@@ -245,11 +244,3 @@ def peak_growth(
 
     evaluate(subject < 2)  # the libraries' own buffers come with the first call
     return peak_growth_bytes(lambda: evaluate(slice(None)))
-
-
-def main() -> None:
-    print(table(rows(quick="--quick" in sys.argv[1:])))
-
-
-if __name__ == "__main__":
-    main()

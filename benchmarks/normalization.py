@@ -1,6 +1,6 @@
 """From 1280 x 980 PNG frames to silhouettes: against OpenGait's way, decoding alone, two workers.
 
-python -m benchmarks.normalization [--quick]     (from the project's root; needs a temporary folder)
+python -m benchmarks normalization [--quick]     (from the project's root; needs a temporary folder)
 
 One core: rendered walkers as PNG in memory, OpenCV held to one thread; plain, ours and decoding
 alone (by OpenCV, as plain does, and by what we do) see the same bytes in turn. Workers:
@@ -11,7 +11,6 @@ enough by themselves.
 """
 
 import shutil
-import sys
 import tempfile
 from functools import partial
 from itertools import islice
@@ -23,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks import plain_data
-from benchmarks.timing import Row, Timing, compared, interleaved, quiet, table
+from benchmarks.timing import Row, Timing, compared, interleaved, quiet
 from benchmarks.walkers import png_frames
 from gaitgl.silhouettes import normalize_sequence
 from pipeline import normalizing, shard_plan
@@ -137,11 +136,3 @@ def _sequences(contents: list[bytes]) -> list[list[bytes]]:
 
 def _mean_kb(contents: list[bytes]) -> float:
     return float(np.mean([len(content) for content in contents])) / 1000
-
-
-def main() -> None:
-    print(table(rows(quick="--quick" in sys.argv[1:])))
-
-
-if __name__ == "__main__":
-    main()

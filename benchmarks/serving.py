@@ -1,6 +1,6 @@
 """A model behind HTTP: requests a second, and how long they take.
 
-python -m benchmarks.serving [--quick]
+python -m benchmarks serving [--quick]
 
 `mlflow models serve` as `make serve` starts it, on this machine's loopback, with a network of the
 demo's size. A request is one sequence of 30 frames as JSON. Each client sends its next request when
@@ -26,7 +26,7 @@ import requests
 import torch
 
 from benchmarks.mlflow_servers import free_port
-from benchmarks.timing import Row, number, seconds, table
+from benchmarks.timing import Row, number, seconds
 from gaitgl.model import GaitGL, GaitGLConfig
 from pipeline.checkpoints import save_checkpoint
 from pipeline.model_folder import open_model, write_model
@@ -134,7 +134,3 @@ def _write_model(folder: Path) -> None:
     about = {"stage": "finetune", "dataset": "casia_e", "fingerprint": ""}
     save_checkpoint(checkpoint, GaitGL(config), about)
     write_model(folder, checkpoint)
-
-
-if __name__ == "__main__":
-    print(table(rows(quick="--quick" in sys.argv[1:])))

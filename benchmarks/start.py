@@ -1,6 +1,6 @@
 """From the start of ``python -m stages.pretrain`` to its first optimizer step.
 
-python -m benchmarks.start [--quick]
+python -m benchmarks start [--quick]
 
 In a copy of the project's code with params.yaml as it is, but a state on disk after every step:
 when the state of step 1 is there (polled every 5 ms), the step was done, so writing it counts, too.
@@ -23,7 +23,7 @@ import numpy as np
 import yaml
 
 from benchmarks.silhouettes import write_drawn
-from benchmarks.timing import Row, number, table
+from benchmarks.timing import Row, number
 
 ROOT = Path(__file__).resolve().parent.parent
 NEW_DATABASE = (
@@ -100,7 +100,3 @@ def _make_project(folder: Path) -> None:
     random = np.random.default_rng(0)
     lengths = random.integers(18, 41, 8 * subjects)
     write_drawn(folder / "data/oumvlp/silhouettes", lengths, subjects, random)
-
-
-if __name__ == "__main__":
-    print(table(rows(quick="--quick" in sys.argv[1:])))

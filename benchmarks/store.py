@@ -1,6 +1,6 @@
 """The silhouette store against one pickle a sequence: bytes, training batches, resident memory.
 
-python -m benchmarks.store [--quick]     (from the project's root; writes to a temporary folder)
+python -m benchmarks store [--quick]     (from the project's root; writes to a temporary folder)
 
 Bytes: all shards and the index against all pickles of uint8 [t, 64, 64], as files report their
 sizes. Batches: 32 subjects x 8 sequences x 30 frames, the same draws for both; files are warm in
@@ -13,18 +13,16 @@ The store is data/oumvlp/silhouettes where the pipeline has made it, else a few 
 
 import gc
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 
 from benchmarks import plain_data
 from benchmarks.fresh_process import CAN_MEASURE, anonymous_bytes, in_fresh_process
-from benchmarks.timing import Row, compared, interleaved, table
+from benchmarks.timing import Row, compared, interleaved
 from benchmarks.walkers import write_walks
 from pipeline.batches import TrainingBatches
 from pipeline.processes import worker_count
@@ -199,12 +197,3 @@ def resident_after_reading(folder: Path) -> tuple[int, int, int, int]:
     gc.collect()
     mapped = sum((folder / name).stat().st_size for name in set(store.index["shard"]))
     return anonymous_bytes() - before, keys, len(store.index), mapped
-
-
-def main() -> None:
-    print(f"{worker_count(-1)} cores, torch {torch.__version__}, numpy {np.__version__}")
-    print(table(rows(quick="--quick" in sys.argv[1:])))
-
-
-if __name__ == "__main__":
-    main()

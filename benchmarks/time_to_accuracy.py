@@ -1,6 +1,6 @@
 """Seconds of training until rank-1 is 75 % on OUMVLP walkers, plain against ours.
 
-python -m benchmarks.time_to_accuracy [--quick]     (after `make repro`; takes many minutes)
+python -m benchmarks time_to_accuracy [--quick]     (after `make repro`; takes many minutes)
 
 Both train with params.yaml's model and pretrain sections on the same batches from the same weights:
 plain in float32 with the activation on each branch, ours as params.yaml says. Every 20 steps the
@@ -9,7 +9,6 @@ weights are evaluated by the product in float32, outside the time. One run each,
 """
 
 import math
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.plain_network import PlainGaitGL, plain_train_steps
-from benchmarks.timing import Row, number, table
+from benchmarks.timing import Row, number
 from gaitgl.model import GaitGL, GaitGLConfig
 from pipeline.batches import TrainingBatches
 from pipeline.devices import choose_device, place
@@ -141,7 +140,3 @@ class _Race:
         keys = self._store.index.iloc[self._test].reset_index(drop=True)
         protocol = OumvlpRelease.protocols[0]
         return rank1_by_condition(keys, embeddings, protocol)["all"]
-
-
-if __name__ == "__main__":
-    print(table(rows(quick="--quick" in sys.argv[1:])))

@@ -1,6 +1,6 @@
 """What recording a training in MLflow costs its steps, with three kinds of store.
 
-python -m benchmarks.tracking [--quick]
+python -m benchmarks tracking [--quick]
 
 A step is a sleep, as long as one of the demo takes on two cores: whatever this process computes
 meanwhile is the record's. Counted is how long the steps' thread is kept from the next step, and how
@@ -10,7 +10,6 @@ in the place of our ``log``. What happens once a training (imports, making the r
 """
 
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from benchmarks.mlflow_servers import Server, late_server
-from benchmarks.timing import Row, number, quiet, table
+from benchmarks.timing import Row, number, quiet
 from pipeline import mlflow_store, system_metrics
 from pipeline.settings import Settings
 from pipeline.tracking import TrackedRun
@@ -126,7 +125,3 @@ def _stored_in(uri: str, folder: Path) -> Iterator[None]:
         patch.multiple(mlflow_store, ROOT=folder, CODE=folder, RUN_IDS=runs),
     ):
         yield
-
-
-if __name__ == "__main__":
-    print(table(rows(quick="--quick" in sys.argv[1:])))

@@ -1,6 +1,6 @@
 """A training step: forward, loss, backward, Adam, at the published code's widths.
 
-python -m benchmarks.training_step [--quick]
+python -m benchmarks training_step [--quick]
 
 Plain and ours start from the same weights and are timed in turn. Ours is the loop of
 ``pipeline.training`` with all it reports of a step. On a CPU the plain step is in float32; on a GPU
@@ -8,7 +8,6 @@ under bfloat16 autocast, as ours is. A CPU that has no bfloat16 gets no rows in 
 """
 
 import itertools
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 
 from benchmarks.plain_network import PlainGaitGL, plain_train_steps
 from benchmarks.silhouettes import drawn
-from benchmarks.timing import Row, Timing, compared, interleaved, table
+from benchmarks.timing import Row, Timing, compared, interleaved
 from gaitgl.model import GaitGL, GaitGLConfig
 from pipeline.batches import TrainingBatch
 from pipeline.devices import choose_device, lacks_bfloat16, place
@@ -203,7 +202,3 @@ def product_flops(precision: torch.dtype) -> float:
     a = torch.randn(2048, 2048).to(precision)
     timing = interleaved({"product": lambda: a @ a}, repeats=5)["product"]
     return 2 * 2048**3 / timing.fastest_s
-
-
-if __name__ == "__main__":
-    print(table(rows(quick="--quick" in sys.argv[1:])))

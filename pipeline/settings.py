@@ -389,33 +389,33 @@ def _keys_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
 
 
 def _cross_checks(tree: dict[str, Any]) -> list[str]:
-    """What no field can check by itself; invalid sections are skipped."""
+    """What no field can check by itself, as far as the fields that it takes are valid."""
     problems = []
-    sections: dict[str, type[Training]] = {"pretrain": Pretrain, "finetune": Finetune}
-    try:
-        processes = Runtime.model_validate(tree.get("runtime")).processes
-    except ValidationError:
-        processes = 1
-    problems += _reranking_problems(tree.get("evaluate"))
-    for name, section in sections.items():
-        try:
-            training = section.model_validate(tree.get(name))
-        except ValidationError:
-            continue
-        problems += _training_problems(name, training)
-        undivided = batch_problem(name, training, processes)
-        problems += [undivided] if undivided else []
+    processes = _valid_fields(Runtime, tree.get("runtime")).get("processes", 1)
+    for name, section in (("pretrain", Pretrain), ("finetune", Finetune)):
+        fields = _valid_fields(section, tree.get(name))
+        problems += _training_problems(name, fields)
+        if {"subjects_per_batch", "sequences_per_subject"} <= fields.keys():
+            undivided = batch_problem(name, section.model_construct(**fields), processes)
+            problems += [undivided] if undivided else []
+    evaluate = tree.get("evaluate")
+    reranking = evaluate.get("reranking") if isinstance(evaluate, dict) else None
+    fields = _valid_fields(Reranking, reranking)
+    if fields.get("k2", 0) > fields.get("k1", math.inf):
+        problems.append(f"evaluate.reranking.k2: {fields['k2']} is above k1 = {fields['k1']}")
     return problems
 
 
-def _reranking_problems(evaluate: Any) -> list[str]:
+def _valid_fields(section: type[Section], tree: Any) -> dict[str, Any]:
+    """The fields of a section that are valid by themselves."""
+    if not isinstance(tree, dict):
+        return {}
     try:
-        reranking = Evaluate.model_validate(evaluate).reranking
-    except ValidationError:
-        return []
-    if reranking.k2 <= reranking.k1:
-        return []
-    return [f"evaluate.reranking.k2: {reranking.k2} is above k1 = {reranking.k1}"]
+        section.model_validate(tree)
+    except ValidationError as error:
+        invalid = {item["loc"][0] for item in error.errors()}
+        return {name: value for name, value in tree.items() if name not in invalid}
+    return tree
 
 
 def batch_problem(name: str, training: Training, processes: int) -> str:
@@ -435,24 +435,24 @@ def batch_problem(name: str, training: Training, processes: int) -> str:
     )
 
 
-def _training_problems(name: str, training: Training) -> list[str]:
+def _training_problems(name: str, fields: dict[str, Any]) -> list[str]:
     problems = []
-    for i, drop in enumerate(training.lr_drops):
-        if drop > training.steps:
-            problems.append(f"{name}.lr_drops[{i}]: {drop} is past {name}.steps = {training.steps}")
-        if i and drop <= training.lr_drops[i - 1]:
+    steps, drops = fields.get("steps", math.inf), fields.get("lr_drops", [])
+    for i, drop in enumerate(drops):
+        if drop > steps:
+            problems.append(f"{name}.lr_drops[{i}]: {drop} is past {name}.steps = {steps}")
+        if i and drop <= drops[i - 1]:
             problems.append(
-                f"{name}.lr_drops[{i}]: {drop} must be above the one before it, "
-                f"{training.lr_drops[i - 1]}"
+                f"{name}.lr_drops[{i}]: {drop} must be above the one before it, {drops[i - 1]}"
             )
-    if training.warmup_steps > training.steps:
+    warmup = fields.get("warmup_steps", 0)
+    if warmup > steps:
+        problems.append(f"{name}.warmup_steps: {warmup} is past {name}.steps = {steps}")
+    every, subjects = fields.get("validate_every", 0), fields.get("validation_subjects", 2)
+    if every and subjects < 2:
         problems.append(
-            f"{name}.warmup_steps: {training.warmup_steps} is past {name}.steps = {training.steps}"
-        )
-    if training.validate_every and training.validation_subjects < 2:
-        problems.append(
-            f"{name}.validation_subjects: {training.validation_subjects}, but validation every "
-            f"{training.validate_every} steps needs at least 2"
+            f"{name}.validation_subjects: {subjects}, but validation every {every} steps needs at "
+            "least 2"
         )
     return problems
 

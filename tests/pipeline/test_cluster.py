@@ -231,7 +231,8 @@ def test_dask_is_loaded_only_where_it_is_asked_for() -> None:
 
 def test_the_state_of_the_code_names_versions_and_files() -> None:
     state = code_state()
-    assert {"Python", "kornia-rs", "numpy", "opencv", "pyarrow"} <= set(state)
+    packages = {"kornia-rs", "numpy", "opencv", "pyarrow", "zstandard"}
+    assert {"Python", "Intel IPP in opencv", *packages} <= set(state)
     assert "pipeline/normalizing.py" in state
     assert "gaitgl/silhouettes.py" in state
     assert all(state.values())

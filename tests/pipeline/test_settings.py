@@ -291,6 +291,30 @@ def test_data_is_reached_by_the_datasets_name() -> None:
     assert data["oumvlp"].split == "published"
 
 
+def test_a_broken_field_hides_no_other_problem_of_its_section(
+    params: Path, change_leaf: Change
+) -> None:
+    for key, value in (
+        ("finetune.foo", 1),
+        ("finetune.lr_drops", [9000]),
+        ("evaluate.cmc_ranks", 2),
+        ("evaluate.reranking.k2", 30),
+        ("runtime.bogus", 1),
+        ("runtime.processes", 5),
+    ):
+        change_leaf(params, key, value)
+    told = [problem.partition(":")[0] for problem in problems_of(params)]
+    assert sorted(told) == [
+        "evaluate.cmc_ranks",
+        "evaluate.reranking.k2",
+        "finetune.foo",
+        "finetune.lr_drops[0]",
+        "finetune.subjects_per_batch",
+        "pretrain.subjects_per_batch",
+        "runtime.bogus",
+    ]
+
+
 @pytest.mark.parametrize(
     "text",
     ["a: 010", "a: 0o17", "a: yes", "a: off", "a: 1:30", "a: 1e-4", "a: 1_000", "a: 2020-01-01"],
