@@ -23,10 +23,10 @@ class Stopped(Exception):
 def run_stage(main: Callable[[], None]) -> None:
     """Run a stage's ``main``; a PipelineError becomes one screen of text and exit status 1.
 
-    It ends, as at a SIGTERM, with the DVC that started it: the next one makes its outputs anew.
+    Of several processes the first one prints the error whole, the others its first line. What a
+    disk or a file's rights forbid becomes a line, Stopped and Ctrl-C one and their exit status.
 
-    Of several processes the first one prints it whole, the others its first line. What a disk or a
-    file's rights forbid is said in a line; Stopped and Ctrl-C become a line and their exit status.
+    A stage ends, as at a SIGTERM, with the DVC that started it: the next one starts it anew.
     """
     try:
         with stopped_with_starter():
