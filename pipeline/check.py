@@ -62,12 +62,15 @@ def _warnings(settings: Settings) -> list[str]:
     """What will stop a stage: here, or if the data is still what an earlier ingest found."""
     found = []
     # the other devices are always there, and asking takes torch's import
-    if settings.runtime.device == "cuda" and (lack := _lack_of_device(settings)):
-        found.append(f"{lack}: pretrain, finetune, embed and evaluate will stop there")
+    if settings.runtime.device == "cuda" and (none := _lack_of_device(settings)):
+        found.append(f"{none}: pretrain, finetune, embed and evaluate will stop there")
+    trainings: dict[str, Training] = {"pretrain": settings.pretrain, "finetune": settings.finetune}
+    in_bfloat16 = any(training.precision == "bfloat16" for training in trainings.values())
+    lack = _lack_of_bfloat16(settings) if in_bfloat16 else ""
     for dataset, stage in TRAINED_BY.items():
-        training: Training = getattr(settings, stage)
+        training = trainings[stage]
         catalogue = Path("data", dataset, "catalogue")
-        if training.precision == "bfloat16" and (lack := _lack_of_bfloat16(settings)):
+        if training.precision == "bfloat16" and lack:
             found.append(f"{stage}.precision is bfloat16, but {lack}: {stage} will stop there")
         few = _too_few_subjects(stage, training, catalogue)
         not_offered = _no_such_protocol(settings, dataset, catalogue)
@@ -88,9 +91,10 @@ def _lack_of_device(settings: Settings) -> str:
 def _lack_of_bfloat16(settings: Settings) -> str:
     from pipeline.devices import choose_device, lacks_bfloat16  # import torch
 
-    if _lack_of_device(settings):
-        return ""  # reported by itself
-    return lacks_bfloat16(choose_device(settings.runtime.device))
+    try:
+        return lacks_bfloat16(choose_device(settings.runtime.device))
+    except PipelineError:  # reported by itself
+        return ""
 
 
 def _too_few_subjects(stage: str, training: Training, catalogue: Path) -> str:

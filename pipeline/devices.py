@@ -34,11 +34,12 @@ def choose_device(device: str) -> torch.device:
     chosen = torch.device(device)
     try:
         torch.ones(1, device=chosen).add_(1)
-    except torch.AcceleratorError as error:  # too old for this torch, or in another's sole use
-        name, reason = torch.cuda.get_device_name(chosen), str(error).partition("\n")[0]
+    except (torch.AcceleratorError, torch.OutOfMemoryError) as error:
+        reason = str(error).partition("\n")[0]
         raise PipelineError(
-            f"torch {torch.__version__} cannot compute on the {name}: {reason}. Set runtime.device "
-            "to cpu, or install a torch that is built for this GPU"
+            f"torch {torch.__version__} cannot compute on {chosen}: {reason}. A GPU whose memory "
+            "others have taken must be free first, an old one may need another build of torch; or "
+            "set runtime.device to cpu"
         ) from None
     return chosen
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -28,6 +29,8 @@ def run_stage(main: Callable[[], None]) -> None:
 
     A stage ends, as at a SIGTERM, with the DVC that started it: the next one starts it anew.
     """
+    if callable(signal.getsignal(signal.SIGINT)):  # not ignored, as under nohup
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # the imports are over
     try:
         with stopped_with_starter():
             main()

@@ -119,20 +119,27 @@ def open_store(uri: str) -> Any:
     with FileLock(f"{file}.lock"):
         client = MlflowClient(uri)
         if file == ROOT / "mlflow.db":
-            _follow_project(file, (ROOT / "mlartifacts").as_uri())
+            _follow_project(file)
     return client
 
 
-def _follow_project(database: Path, here: str) -> None:
+def _follow_project(database: Path) -> None:
     """Note where artifacts lie now, if the project was moved or copied since the last run.
 
-    MLflow keeps whole paths, and goes on writing to the old ones. What is noted elsewhere, by
-    somebody else's experiments, stays.
+    MLflow keeps whole paths, and goes on writing to the old ones. An experiment that has its
+    artifacts in a place of its own stays: none of them are here.
     """
+    here = (database.parent / "mlartifacts").as_uri()
     places = "SELECT DISTINCT artifact_location FROM experiments WHERE artifact_location LIKE ?"
+    runs = "SELECT artifact_uri FROM runs WHERE substr(artifact_uri, 1, ?) = ?"
     with closing(sqlite3.connect(database, timeout=60)) as store, store:
         for (before,) in store.execute(places, ["file:///%/mlartifacts"]).fetchall():
-            if before == here:
+            noted = store.execute(runs, [len(before) + 1, f"{before}/"]).fetchall()
+            came_along = (
+                (database.parent / "mlartifacts" / uri.removeprefix(f"{before}/")).exists()
+                for (uri,) in noted
+            )
+            if before == here or (noted and not any(came_along)):
                 continue
             for table, column in ARTIFACT_PLACES:
                 store.execute(
@@ -163,6 +170,7 @@ def store_errors() -> tuple[type[Exception], ...]:
         SQLAlchemyError,
         requests.RequestException,
         json.JSONDecodeError,  # a login page in place of an answer
+        sqlite3.Error,
         OSError,
         ImportError,  # a database's driver, or an artifact store's, is not installed
     )
@@ -188,7 +196,9 @@ def trouble(error: Exception) -> str:
         isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     ):
         what = "the disk is full, so nothing reaches MLflow"
-    elif isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    elif "readonly database" in text or (
+        isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    ):
         what = f"{store} cannot be written by this user"
     elif isinstance(error, MlflowException) and error.get_http_status_code() in (401, 403):
         what = (
@@ -417,8 +427,9 @@ def _experiment_id(client: Any, name: str) -> str:
     if found is not None:
         return str(found.experiment_id)
     # a server keeps artifacts where it likes; the file beside us keeps them beside it
-    local = client.tracking_uri.startswith(SQLITE)
-    location = (ROOT / "mlartifacts").as_uri() if local else None
+    uri = client.tracking_uri
+    file = Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+    location = (file.parent / "mlartifacts").as_uri() if file else None
     try:
         return str(client.create_experiment(name, location, EXPERIMENT_TAGS))
     except MlflowException:  # another stage was quicker

@@ -130,7 +130,7 @@ def _record_report(dataset: Dataset, settings: Settings) -> None:
 def _record_experiment(result: Restored) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        settings, made_by = fetch(result, folder)
+        experiment, params, made_by = fetch(result, folder)
         tags = {
             TAG: "true",
             DVC_EXPERIMENT_TAG: result.name,
@@ -138,8 +138,7 @@ def _record_experiment(result: Restored) -> None:
             "git_changed_files": "0",
         }
         report, catalogue = folder / "reports", folder / "catalogue"
-        what, params = settings.runtime.experiment, settings.flat()
-        with evaluation_run(result.dataset, what, params, made_by, catalogue, tags) as run:
+        with evaluation_run(result.dataset, experiment, params, made_by, catalogue, tags) as run:
             record_report(run, result.dataset, params, report, written_metrics(report))
     _say(f"{result.name}, {result.dataset}", run, "a row")
 

@@ -13,7 +13,7 @@ from pipeline.commits import git
 from pipeline.errors import PipelineError
 from pipeline.evaluation_run import result_digest
 from pipeline.files import sha256
-from pipeline.settings import DATASETS, TRAINED_BY, Dataset, Settings, parse_yaml
+from pipeline.settings import DATASETS, TRAINED_BY, Dataset, Settings, flatten, parse_yaml
 from pipeline.tracking import DVC_EXPERIMENT_TAG
 
 REF = re.compile(r"refs/exps/(?P<two>[0-9a-f]{2})/(?P<rest>[0-9a-f]{38})/(?P<name>.+)")
@@ -54,7 +54,7 @@ def experiments_without_row(client: Any) -> Iterator[Restored]:
             stage = f"evaluate@{dataset}"
             if stage in locked and locked[stage] != before.get(stage):
                 result = Restored(match["name"], commit, dataset)
-                made.append((result, _digest(result, locked[stage]), bool(before)))
+                made.append((result, _digest(result, locked), bool(before)))
     own = {Recorded(result.name, result.dataset, digest or "") for result, digest, _ in made}
     for result, digest, known_before in made:
         if not any(_is_run_of(one, result, digest, known_before, own) for one in recorded):
@@ -78,16 +78,18 @@ def _is_run_of(
 def in_cache(result: Restored) -> bool:
     """Whether DVC's cache has a result: experiments are known to all clones and worktrees, what
     they made is where they ran."""
-    return _metrics(result, _lock(result.commit)[f"evaluate@{result.dataset}"]) is not None
+    return _metrics(result, _lock(result.commit)) is not None
 
 
-def fetch(result: Restored, folder: Path) -> tuple[Settings, dict[str, str]]:
+def fetch(result: Restored, folder: Path) -> tuple[str, dict[str, Any], dict[str, str]]:
     """Lay report and catalogue of a result into ``folder``, as reports/ and catalogue/.
 
-    Returns its settings and what its embeddings were made by. PipelineError where something is in
+    Returns its MLflow experiment, what its row shows (`Settings.flat`), and what its embeddings
+    were made by. PipelineError where something is in
     DVC's cache no more, or was made under settings that are not known today.
     """
     settings = _settings(result.commit)
+    params = _params(settings, _lock(result.commit))
     stage, dataset = TRAINED_BY[result.dataset], result.dataset
     needed = {
         f"reports/{dataset}": folder / "reports",
@@ -102,7 +104,7 @@ def fetch(result: Restored, folder: Path) -> tuple[Settings, dict[str, str]]:
         "checkpoint": sha256(folder / CHECKPOINT),
         "silhouettes": sha256(folder / "index.parquet"),
     }
-    return settings, made_by
+    return settings.runtime.experiment, params, made_by
 
 
 def _recorded(client: Any) -> Iterator[Recorded]:
@@ -117,21 +119,32 @@ def _recorded(client: Any) -> Iterator[Recorded]:
         )
 
 
-def _digest(result: Restored, evaluated: dict[str, Any]) -> str | None:
+def _digest(result: Restored, locked: dict[str, Any]) -> str | None:
     """A result's digest, from what DVC noted of its stage; None where DVC's cache has it no more,
     or its settings are not known today."""
-    metrics = _metrics(result, evaluated)
+    metrics = _metrics(result, locked)
     if metrics is None:
         return None
     try:
-        settings = _settings(result.commit)
+        params = _params(_settings(result.commit), locked)
     except PipelineError:
         return None
-    return result_digest(result.dataset, settings.flat(), metrics)
+    return result_digest(result.dataset, params, metrics)
 
 
-def _metrics(result: Restored, evaluated: dict[str, Any]) -> Path | None:
+def _params(settings: Settings, locked: dict[str, Any]) -> dict[str, Any]:
+    """`Settings.flat`, with what DVC noted of the trainings: an experiment may evaluate alone
+    (`dvc exp run -s`)."""
+    params: dict[str, Any] = settings.flat()
+    for stage in TRAINED_BY.values():
+        noted = flatten(locked.get(stage, {}).get("params", {}).get("params.yaml", {}))
+        params = {name: noted.get(name, value) for name, value in params.items()}
+    return params
+
+
+def _metrics(result: Restored, locked: dict[str, Any]) -> Path | None:
     """A result's metrics.json in DVC's cache; None where that has it no more."""
+    evaluated = locked[f"evaluate@{result.dataset}"]
     outputs = {out["path"]: out["md5"] for out in evaluated.get("outs", [])}
     md5 = outputs.get(f"reports/{result.dataset}/metrics.json")
     path = None if md5 is None else dvc_data.cached(md5)

@@ -32,6 +32,7 @@ def main() -> None:
 def check(model: str) -> None:
     """PipelineError where MLflow finds no model by this name."""
     try:
+        mlflow_store.open_store(mlflow_store.tracking_uri())  # follows a project that was moved
         mlflow_store.look_up(model)
     except mlflow_store.store_errors() as error:
         why = mlflow_store.reason(error)

@@ -344,7 +344,7 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
         where = error.problem_mark
         at = f"line {where.line + 1}, column {where.column + 1}: " if where else ""
         raise PipelineError(f"{source} is not readable YAML: {at}{error.problem}") from None
-    except YAMLError as error:  # of characters that no YAML holds
+    except (YAMLError, ValueError, KeyError, RecursionError) as error:  # a 30th of February, say
         raise PipelineError(f"{source} is not readable YAML: {error}") from None
     if tree is None:  # nothing but comments
         return {}
@@ -414,7 +414,8 @@ def _valid_fields(section: type[Section], tree: Any) -> dict[str, Any]:
         section.model_validate(tree)
     except ValidationError as error:
         invalid = {item["loc"][0] for item in error.errors()}
-        return {name: value for name, value in tree.items() if name not in invalid}
+        known = section.model_fields.keys() - invalid
+        return {name: value for name, value in tree.items() if name in known}
     return tree
 
 
