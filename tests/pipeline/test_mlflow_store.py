@@ -2,6 +2,7 @@ import errno
 import json
 import math
 import shutil
+import sqlite3
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
@@ -92,7 +93,10 @@ def test_artifacts_follow_a_project_that_is_moved_or_copied(
         first.artifact(tracking_store / "a.txt")
         first.model(checkpoint)
     client = MlflowClient(tracking_uri())
-    client.create_experiment("somebody else's", "file:///srv/artifacts")
+    own_place = tracking_store.parent / "disk" / "mlartifacts"
+    own = client.create_experiment("with a place of its own", own_place.as_uri())
+    elsewhere = client.create_run(own).info.run_id
+    client.log_artifact(elsewhere, str(tracking_store / "a.txt"))
     moved = tracking_store.with_name("moved ü'")
     (shutil.copytree if copied else shutil.move)(tracking_store, moved)
     for name, value in (("ROOT", moved), ("CODE", moved), ("RUN_IDS", moved / "runs/run_ids.json")):
@@ -106,8 +110,35 @@ def test_artifacts_follow_a_project_that_is_moved_or_copied(
     assert [path for path in moved.rglob("a.txt") if second.run_id in str(path)]
     model = mlflow.pyfunc.load_model("models:/gaitgl/1")
     assert model.predict(np.zeros((1, 3, 64, 44), np.uint8)).shape[0] == 1
-    other = MlflowClient(tracking_uri()).get_experiment_by_name("somebody else's")
-    assert other.artifact_location == "file:///srv/artifacts"
+    assert artifacts(elsewhere) == ["a.txt"]
+
+
+def test_a_clone_that_records_in_anothers_store_keeps_its_artifacts_there(
+    tracking_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tracking_store / "a.txt").write_text("a")
+    clone = tracking_store.with_name("clone")
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow_store, "ROOT", clone)
+        with tracked(experiment="clone's") as run:
+            run.artifact(tracking_store / "a.txt")
+    mlflow_store.open_store(tracking_uri())
+    assert artifacts(run.run_id) == ["a.txt"]
+    assert not (clone / "mlartifacts").exists()
+
+
+def test_a_moved_store_that_cannot_be_written_is_told(
+    tracking_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    MlflowClient(tracking_uri()).create_experiment("x", "file:///before/mlartifacts")
+
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise sqlite3.OperationalError("attempt to write a readonly database")
+
+    monkeypatch.setattr("pipeline.mlflow_store.sqlite3.connect", refuse)
+    with pytest.raises(mlflow_store.store_errors()) as raised:
+        mlflow_store.open_store(tracking_uri())
+    assert "cannot be written by this user" in mlflow_store.trouble(raised.value)
 
 
 def delivered_once(folder: Path) -> Record:

@@ -8,7 +8,8 @@ import pytest
 
 from pipeline import mlflow_store
 from pipeline.mlflow_store import tracking_uri
-from pipeline.restored_experiments import Restored, experiments_without_row
+from pipeline.restored_experiments import Restored, _params, experiments_without_row
+from pipeline.settings import Settings
 from tests.tracked_runs import tracked
 
 Commit = Callable[..., str]
@@ -55,6 +56,18 @@ def test_an_experiment_tells_of_the_results_that_it_made(commit: Commit) -> None
         Restored("both", both, "oumvlp"),
         Restored("one", one, "casia_e"),
     ]
+
+
+def test_an_experiment_that_evaluated_alone_shows_what_was_trained_before() -> None:
+    settings = Settings.load(Path(__file__).parents[2] / "params.yaml")
+    locked = {
+        "pretrain": {"params": {"params.yaml": {"seed": 7, "pretrain": {"lr": 0.5}}}},
+        "evaluate@oumvlp": {},
+    }
+    params = _params(settings, locked)
+    assert (params["seed"], params["pretrain.lr"]) == (7, 0.5)
+    assert params["finetune.lr"] == settings.finetune.lr
+    assert _params(settings, {}) == settings.flat()
 
 
 def test_without_a_lock_before_all_is_the_experiments(commit: Commit) -> None:

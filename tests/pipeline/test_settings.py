@@ -323,6 +323,20 @@ def test_values_are_read_as_dvc_reads_them(text: str) -> None:
     assert parse_yaml(text, "params.yaml") == dvc.utils.serialize.parse_yaml(text, "params.yaml")
 
 
+@pytest.mark.parametrize("text", ["a: 2026-02-30", "a: !!int b", "a: !!bool b", "[" * 3000])
+def test_what_is_no_yaml_is_named(text: str) -> None:
+    with pytest.raises(PipelineError, match=r"params\.yaml is not readable YAML"):
+        parse_yaml(text, "params.yaml")
+
+
+@pytest.mark.parametrize("key", [None, 1e-4])
+def test_keys_that_are_no_text_are_named(params: Path, key: object) -> None:
+    tree = read_yaml(params)
+    tree["pretrain"][key] = 5
+    params.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    assert [problem.partition(".")[0] for problem in problems_of(params)] == ["pretrain"]
+
+
 def test_a_key_that_is_there_twice_is_named(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text("a: {b: 1, c: 2}\nd:\n  b: 1\n  b: 2\n")
