@@ -1,5 +1,6 @@
 import subprocess
 from pathlib import Path
+from typing import NoReturn
 
 import pynvml
 import pytest
@@ -55,6 +56,16 @@ def test_a_gpu_that_torch_cannot_use_is_told(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert choose_device("auto") == torch.device("cpu")
     assert capsys.readouterr().err == ""
+
+
+def test_a_gpu_that_is_full_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> NoReturn:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\nmore")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "ones", full)
+    with pytest.raises(PipelineError, match=r"cannot compute on cuda: CUDA out of memory\..*free"):
+        choose_device("cuda")
 
 
 def test_float32_is_not_rounded_to_tf32() -> None:
