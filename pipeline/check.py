@@ -20,8 +20,7 @@ MADE = ("data", "embeddings", "mlartifacts", "models", "reports", "runs")
 
 def main() -> None:
     settings = Settings.load()
-    problems = []
-    problems += [
+    problems = [
         f"{Path.cwd()}: MLflow cannot work in a folder whose path holds a {character}"
         for character in "%?"
         if character in str(Path.cwd())

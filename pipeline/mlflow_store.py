@@ -10,9 +10,8 @@ import os
 import re
 import shutil
 import sqlite3
-import sys
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from filelock import FileLock
 
 from pipeline.files import write_json
 from pipeline.mlflow_import import import_mlflow
+from pipeline.moved_project import follow_project
 from pipeline.run_record import Record
 
 # read when mlflow is imported or first called: no telemetry, no address (it may hold a password)
@@ -54,14 +54,6 @@ PARAMS_BATCH = 100
 SQLITE = "sqlite:///"
 DATABASES = ("postgresql", "mysql", "mssql")
 """MLflow's others, which are servers."""
-ARTIFACT_PLACES = (
-    ("experiments", "artifact_location"),
-    ("runs", "artifact_uri"),
-    ("logged_models", "artifact_location"),
-    ("model_versions", "source"),
-    ("model_versions", "storage_location"),
-)
-"""Tables and columns of MLflow's database that say where artifacts lie."""
 TOKEN_TAG = "record"
 """By this tag a run is found whose making the store has not confirmed."""
 OUTPUT_TAG = "output_digest"
@@ -119,35 +111,8 @@ def open_store(uri: str) -> Any:
     with FileLock(f"{file}.lock"):
         client = MlflowClient(uri)
         if file == ROOT / "mlflow.db":
-            _follow_project(file)
+            follow_project(file)
     return client
-
-
-def _follow_project(database: Path) -> None:
-    """Note where artifacts lie now, if the project was moved or copied since the last run.
-
-    MLflow keeps whole paths, and goes on writing to the old ones. An experiment that has its
-    artifacts in a place of its own stays: none of them are here.
-    """
-    here = (database.parent / "mlartifacts").as_uri()
-    places = "SELECT DISTINCT artifact_location FROM experiments WHERE artifact_location LIKE ?"
-    runs = "SELECT artifact_uri FROM runs WHERE substr(artifact_uri, 1, ?) = ?"
-    with closing(sqlite3.connect(database, timeout=60)) as store, store:
-        for (before,) in store.execute(places, ["file:///%/mlartifacts"]).fetchall():
-            noted = store.execute(runs, [len(before) + 1, f"{before}/"]).fetchall()
-            came_along = (
-                (database.parent / "mlartifacts" / uri.removeprefix(f"{before}/")).exists()
-                for (uri,) in noted
-            )
-            if before == here or (noted and not any(came_along)):
-                continue
-            for table, column in ARTIFACT_PLACES:
-                store.execute(
-                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
-                    f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
-                    [here, len(before) + 1, before, len(before) + 1, f"{before}/"],
-                )
-            sys.stderr.write(f"{database.name} followed the project: artifacts were in {before}\n")
 
 
 def look_up(model: str) -> None:

@@ -74,20 +74,20 @@ def main() -> None:
             _record_report(dataset, settings)
         else:
             print(f"{_report(dataset)}: {STALE}")
-    elsewhere = [result for result in of_experiments if not in_cache(result)]
-    if elsewhere:
-        sys.stderr.write(
-            f"warning: {len(elsewhere)} results of experiments have no rows in MLflow, and are not "
-            "in DVC's cache here; `dvc exp pull REMOTE NAME` brings them: "
-            f"{', '.join(sorted({result.name for result in elsewhere}))}\n"
-        )
+    elsewhere = set()
     for result in of_experiments:
-        if result in elsewhere:
+        if not in_cache(result):
+            elsewhere.add(result.name)
             continue
         try:
             _record_experiment(result)
         except PipelineError as error:
             sys.stderr.write(f"warning: {result.name} has no row in MLflow: {error}\n")
+    if elsewhere:
+        sys.stderr.write(
+            "warning: results of these experiments have no rows in MLflow, and are not in DVC's "
+            f"cache here; `dvc exp pull REMOTE NAME` brings them: {', '.join(sorted(elsewhere))}\n"
+        )
 
 
 def _record_training(stage: str, settings: Settings) -> None:

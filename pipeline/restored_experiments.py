@@ -13,7 +13,7 @@ from pipeline.commits import git
 from pipeline.errors import PipelineError
 from pipeline.evaluation_run import result_digest
 from pipeline.files import sha256
-from pipeline.settings import DATASETS, TRAINED_BY, Dataset, Settings, flatten, parse_yaml
+from pipeline.settings import DATASETS, TRAINED_BY, Dataset, Settings, as_noted, parse_yaml
 from pipeline.tracking import DVC_EXPERIMENT_TAG
 
 REF = re.compile(r"refs/exps/(?P<two>[0-9a-f]{2})/(?P<rest>[0-9a-f]{38})/(?P<name>.+)")
@@ -137,8 +137,7 @@ def _params(settings: Settings, locked: dict[str, Any]) -> dict[str, Any]:
     (`dvc exp run -s`)."""
     params: dict[str, Any] = settings.flat()
     for stage in TRAINED_BY.values():
-        noted = flatten(locked.get(stage, {}).get("params", {}).get("params.yaml", {}))
-        params = {name: noted.get(name, value) for name, value in params.items()}
+        params = as_noted(params, locked.get(stage, {}).get("params", {}).get("params.yaml", {}))
     return params
 
 

@@ -321,9 +321,13 @@ def as_trained(
 
     That is what params.yaml says, unless a later stage was made to run by itself (`dvc repro -s`).
     """
-    network = {name: list(v) if isinstance(v, tuple) else v for name, v in architecture.items()}
-    made_with = flatten({stage: training, "model": network})
-    return {name: made_with.get(name, value) for name, value in params.items()}
+    return as_noted(params, {stage: training, "model": architecture})
+
+
+def as_noted(params: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
+    """``params`` (of `Settings.flat`), with the values of those settings that a tree holds."""
+    noted = flatten(tree)
+    return {name: noted.get(name, value) for name, value in params.items()}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -466,5 +470,5 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str | int | flo
         if isinstance(value, dict):
             flat |= flatten(value, f"{key}.")
         else:
-            flat[key] = str(value) if isinstance(value, list) else value
+            flat[key] = str(list(value)) if isinstance(value, list | tuple) else value
     return flat

@@ -38,6 +38,11 @@ def the_run() -> Any:
     return only
 
 
+def artifacts(run_id: str) -> list[str]:
+    """What lies right at a run's artifacts."""
+    return [file.path for file in MlflowClient(tracking_uri()).list_artifacts(run_id)]
+
+
 def history(run_id: str, name: str = "loss") -> list[tuple[int, float]]:
     """Steps and values, in the order of their times."""
     points = MlflowClient(tracking_uri()).get_metric_history(run_id, name)

@@ -1,14 +1,10 @@
 import errno
 import json
 import math
-import shutil
-import sqlite3
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-import mlflow
-import numpy as np
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import (
@@ -22,7 +18,7 @@ from pipeline import mlflow_store
 from pipeline.mlflow_store import project_of, reason, run_id_of, tracking_uri
 from pipeline.run_record import DataInput, Record
 from pipeline.tracking import TrackedRun
-from tests.tracked_runs import eventually, found, history, opened, the_run, tracked
+from tests.tracked_runs import artifacts, eventually, found, history, opened, the_run, tracked
 
 
 def test_long_error_texts_are_cut_after_credentials_are_gone() -> None:
@@ -80,39 +76,6 @@ def test_what_is_wrong_with_a_store_is_told_apart() -> None:
     assert "cannot be written by this user" in closed
 
 
-def artifacts(run_id: str) -> list[str]:
-    return [file.path for file in MlflowClient(tracking_uri()).list_artifacts(run_id)]
-
-
-@pytest.mark.parametrize("copied", [False, True])
-def test_artifacts_follow_a_project_that_is_moved_or_copied(
-    copied: bool, tracking_store: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: Path
-) -> None:
-    (tracking_store / "a.txt").write_text("a")
-    with tracked() as first:
-        first.artifact(tracking_store / "a.txt")
-        first.model(checkpoint)
-    client = MlflowClient(tracking_uri())
-    own_place = tracking_store.parent / "disk" / "mlartifacts"
-    own = client.create_experiment("with a place of its own", own_place.as_uri())
-    elsewhere = client.create_run(own).info.run_id
-    client.log_artifact(elsewhere, str(tracking_store / "a.txt"))
-    moved = tracking_store.with_name("moved ü'")
-    (shutil.copytree if copied else shutil.move)(tracking_store, moved)
-    for name, value in (("ROOT", moved), ("CODE", moved), ("RUN_IDS", moved / "runs/run_ids.json")):
-        monkeypatch.setattr(mlflow_store, name, value)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{moved / 'mlflow.db'}")
-    before = sorted(tracking_store.rglob("*"))
-    with tracked() as second:
-        second.artifact(moved / "a.txt")
-    assert artifacts(first.run_id) == artifacts(second.run_id) == ["a.txt"]
-    assert sorted(tracking_store.rglob("*")) == before  # nothing was written where it lay
-    assert [path for path in moved.rglob("a.txt") if second.run_id in str(path)]
-    model = mlflow.pyfunc.load_model("models:/gaitgl/1")
-    assert model.predict(np.zeros((1, 3, 64, 44), np.uint8)).shape[0] == 1
-    assert artifacts(elsewhere) == ["a.txt"]
-
-
 def test_a_clone_that_records_in_anothers_store_keeps_its_artifacts_there(
     tracking_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,20 +88,6 @@ def test_a_clone_that_records_in_anothers_store_keeps_its_artifacts_there(
     mlflow_store.open_store(tracking_uri())
     assert artifacts(run.run_id) == ["a.txt"]
     assert not (clone / "mlartifacts").exists()
-
-
-def test_a_moved_store_that_cannot_be_written_is_told(
-    tracking_store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    MlflowClient(tracking_uri()).create_experiment("x", "file:///before/mlartifacts")
-
-    def refuse(*_: object, **__: object) -> NoReturn:
-        raise sqlite3.OperationalError("attempt to write a readonly database")
-
-    monkeypatch.setattr("pipeline.mlflow_store.sqlite3.connect", refuse)
-    with pytest.raises(mlflow_store.store_errors()) as raised:
-        mlflow_store.open_store(tracking_uri())
-    assert "cannot be written by this user" in mlflow_store.trouble(raised.value)
 
 
 def delivered_once(folder: Path) -> Record:

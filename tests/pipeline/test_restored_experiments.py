@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import mlflow_store
+from pipeline import mlflow_store, restored
 from pipeline.mlflow_store import tracking_uri
 from pipeline.restored_experiments import Restored, _params, experiments_without_row
 from pipeline.settings import Settings
@@ -91,3 +91,18 @@ def test_an_experiment_whose_run_is_there_or_waits_is_left_alone(
         with tracked(stage="pretrain", dataset="oumvlp"):
             pass
     assert without_row() == [Restored("walk", made, "oumvlp")]
+
+
+def test_results_that_are_not_in_the_cache_are_one_line(
+    commit: Commit,
+    project: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(project())
+    base = commit(oumvlp="1", casia_e="1")
+    for name in ("walk", "run"):
+        commit(f"refs/exps/{base[:2]}/{base[2:]}/{name}", oumvlp=name, casia_e=name)
+    restored.main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("`dvc exp pull REMOTE NAME` brings them: run, walk")

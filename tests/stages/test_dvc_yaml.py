@@ -23,6 +23,7 @@ PLUMBING = {
     "pipeline/files.py",
     "pipeline/memory.py",
     "pipeline/mlflow_store.py",
+    "pipeline/moved_project.py",
     "pipeline/prefetching.py",
     "pipeline/processes.py",
     "pipeline/profiling.py",
