@@ -1,7 +1,7 @@
-"""Memory is measured in a process of its own: one that has held nothing else before.
+"""Each benchmark, and each measurement of memory, has a process that has held nothing else before.
 
-Linux only: /proc says what getrusage does not. Its maximum is handed on to child processes, and
-counts the start of the process.
+Memory is measured on Linux only: /proc says what getrusage does not. Its maximum is handed on to
+child processes, and counts the start of the process.
 """
 
 import multiprocessing
