@@ -19,8 +19,8 @@ from pipeline.members import (
     WrongPasswordError,
     checked_member,
     damaged_members,
+    escaped,
     open_regular,
-    printable,
 )
 from pipeline.seven_zip import list_seven_zip, read_seven_zip
 from pipeline.tars import list_tar, read_tar
@@ -33,11 +33,11 @@ __all__ = [
     "TooLargeError",
     "WrongPasswordError",
     "archive_containers",
+    "escaped",
     "is_archive",
     "is_packed",
     "list_members",
     "may_be_split",
-    "printable",
     "read_members",
 ]
 

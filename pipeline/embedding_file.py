@@ -59,6 +59,6 @@ def read_embeddings(path: Path) -> tuple[pd.DataFrame, Embeddings, dict[str, str
 
 
 def _schema(c: int, strips: int) -> pa.Schema:
-    names = [pa.field(name, pa.string()) for name in ("dataset", *KEY)]
+    keys = [pa.field(name, pa.string()) for name in ("dataset", *KEY)]
     header = {"gaitgl": "embeddings", "version": "1", "channels": str(c), "strips": str(strips)}
-    return pa.schema([*names, ("embedding", pa.list_(pa.float32(), c * strips))], header)
+    return pa.schema([*keys, ("embedding", pa.list_(pa.float32(), c * strips))], header)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from pipeline import releases
-from pipeline.archives import Caps, DamagedArchiveError, is_packed, printable
+from pipeline.archives import Caps, DamagedArchiveError, escaped, is_packed
 from pipeline.catalogue import DAMAGED, SEQUENCES, Refusal, Release, by_reason, refusal_table
 from pipeline.errors import PipelineError, listing
 from pipeline.layouts import LAYOUTS, recognize, recognize_own
@@ -114,7 +114,7 @@ def check_protocols(dataset: Dataset, sequences: pd.DataFrame, layout: Layout) -
         held = sorted(set(tested["sequence"]))[:8]
         subjects = set(sequences["subject"])
         few = (
-            f"\nAll of it is taken for one subject, {printable(*subjects)}: is one of the three "
+            f"\nAll of it is taken for one subject, {escaped(*subjects)}: is one of the three "
             "folders missing, <subject>/<sequence>/<view>/<frame>? One camera? Call the view any."
             if isinstance(layout, Generic) and len(subjects) == 1
             else ""

@@ -68,9 +68,9 @@ def checked_member(name: str, size: int, regular: bool, caps: Caps) -> Member:
     The name of a refused one is safe to print and to write as UTF-8.
     """
     if len(name) > MAX_NAME:
-        return Member(f"{printable(name[:80])}...", size, "a name of more than 4096 characters")
+        return Member(f"{escaped(name[:80])}...", size, "a name of more than 4096 characters")
     if _NOT_TEXT.search(name):
-        return Member(printable(name), size, "a name that is not text (UTF-8)")
+        return Member(escaped(name), size, "a name that is not text (UTF-8)")
     if not regular:
         return Member(name, size, "a link or a device, not a file")
     if _OUTSIDE.match(name):
@@ -80,12 +80,12 @@ def checked_member(name: str, size: int, regular: bool, caps: Caps) -> Member:
     return Member(name, size)
 
 
-def printable(name: str) -> str:
+def escaped(name: str) -> str:
     r"""``name`` with control characters and bytes that are no UTF-8 as ``\x..``."""
-    return _NOT_TEXT.sub(_escaped, name)
+    return _NOT_TEXT.sub(_escape_of, name)
 
 
-def _escaped(match: re.Match[str]) -> str:
+def _escape_of(match: re.Match[str]) -> str:
     code = ord(match[0])
     byte = code - 0xDC00 if 0xDC80 <= code <= 0xDCFF else code  # how Python keeps such a byte
     return f"\\x{byte:02x}" if byte < 0x100 else f"\\u{byte:04x}"
@@ -161,5 +161,5 @@ def damaged_members(container: str, problems: list[tuple[str, str]]) -> DamagedA
 
 def reason_of(error: Exception) -> str:
     """One line on what a library complained of."""
-    text = printable(" ".join(str(error).split())) or "unreadable"
+    text = escaped(" ".join(str(error).split())) or "unreadable"
     return f"{type(error).__name__}: {text[:300]}"

@@ -15,10 +15,10 @@ from pipeline.archives import (
     TooLargeError,
     WrongPasswordError,
     archive_containers,
+    escaped,
     is_archive,
     is_packed,
     list_members,
-    printable,
 )
 from pipeline.catalogue import DAMAGED, Refusal
 from pipeline.errors import PipelineError, listing
@@ -92,7 +92,7 @@ def containers(dataset: Dataset, root: Path) -> tuple[list[str], list[Refusal], 
         relative = Path(folder).relative_to(root).as_posix()
         reason = "a link to a folder, which is not followed: put the folder itself there"
         refused += [
-            Refusal(printable(relative), printable(name), reason)
+            Refusal(escaped(relative), escaped(name), reason)
             for name in below
             if os.path.islink(os.path.join(folder, name))
         ]
@@ -100,9 +100,9 @@ def containers(dataset: Dataset, root: Path) -> tuple[list[str], list[Refusal], 
         for name in sorted(files):
             path = name if relative == "." else f"{relative}/{name}"
             if is_archive(name):
-                if path != printable(path):
+                if path != escaped(path):
                     reason = "a name that is not text (UTF-8)"
-                    refused.append(Refusal(printable(relative), printable(name), reason))
+                    refused.append(Refusal(escaped(relative), escaped(name), reason))
                     continue
                 try:
                     inside, others = archive_containers(root, path)
@@ -116,9 +116,9 @@ def containers(dataset: Dataset, root: Path) -> tuple[list[str], list[Refusal], 
             elif path != DESCRIPTION:
                 loose += 1
         hollow = not below and not files
-        if (loose or hollow) and relative != printable(relative):
+        if (loose or hollow) and relative != escaped(relative):
             reason = "a folder's name that is not text (UTF-8)"
-            refused.append(Refusal(printable(relative), "", reason, frames=loose))
+            refused.append(Refusal(escaped(relative), "", reason, frames=loose))
         elif loose and is_archive(relative):
             reason = "a folder that is called like an archive: rename it"
             refused.append(Refusal(relative, "", reason, frames=loose))
@@ -127,7 +127,7 @@ def containers(dataset: Dataset, root: Path) -> tuple[list[str], list[Refusal], 
         elif hollow:
             empty.append(relative)
     if unreadable:
-        lines = [f"{printable(str(error.filename))}: {error.strerror}" for error in unreadable]
+        lines = [f"{escaped(str(error.filename))}: {error.strerror}" for error in unreadable]
         raise PipelineError(
             f"data.{dataset}.root = {root}: {len(lines)} folder(s) cannot be read:\n"
             f"{listing(lines)}\nMake them readable, or move them out of the root."

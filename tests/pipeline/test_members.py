@@ -11,7 +11,7 @@ from pipeline.members import (
     TooLargeError,
     checked_member,
     damaged_members,
-    printable,
+    escaped,
     reason_of,
 )
 
@@ -51,11 +51,11 @@ def test_kind_and_size_are_refused_with_their_reasons() -> None:
     assert checked_member("a", 1, False, caps).refusal == "a link or a device, not a file"
 
 
-def test_names_are_made_printable() -> None:
+def test_what_is_no_text_in_a_name_is_escaped() -> None:
     raw = os.fsdecode(b"a\xff\n\xc3\xa9.png")
-    assert printable(raw) == "a\\xff\\x0aé.png"
-    assert printable("\ud800") == "\\ud800"
-    assert printable("a é 影.png") == "a é 影.png"
+    assert escaped(raw) == "a\\xff\\x0aé.png"
+    assert escaped("\ud800") == "\\ud800"
+    assert escaped("a é 影.png") == "a é 影.png"
     assert reason_of(ValueError(f"bad {raw}\nthen")) == "ValueError: bad a\\xff é.png then"
     assert reason_of(ValueError()) == "ValueError: unreadable"
 
