@@ -242,12 +242,16 @@ def _columns(outcomes: Outcomes) -> list[str]:
 
 def _interval(figure: Figure) -> str:
     estimate = figure.estimate()
+    if math.isnan(estimate.low):
+        return f"{estimate.value:.1f}"
     return f"{estimate.value:.1f} [{estimate.low:.1f}, {estimate.high:.1f}]"
 
 
 def _signed(change: Estimate) -> str:
     if math.isnan(change.value):
         return "–"
+    if math.isnan(change.low):
+        return f"{change.value:+.1f}"
     return f"{change.value:+.1f} [{change.low:+.1f}, {change.high:+.1f}]"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.errors import PipelineError, listing
-from pipeline.estimates import MATCHED, Estimate, Figure, figures
+from pipeline.estimates import FEWEST_SUBJECTS, MATCHED, Estimate, Figure, figures
 from pipeline.probe_table import Probes, read_probes
 from pipeline.tables import KEY
 
@@ -93,9 +93,10 @@ def text_of(changes: list[Change]) -> str:
     ]
     return (
         f"{pd.DataFrame(rows).to_string(index=False)}\n"
-        "Interval: of the difference, had other subjects walked as probes (paired bootstrap, 1000 "
-        "draws).\nIt leaves out 0 by chance for one in twenty figures that did not change, and "
-        "says nothing of\ntraining: another seed may move figures as much."
+        "Interval: of the difference, had other subjects walked as probes (paired bootstrap, 1000\n"
+        f"draws; there is none of fewer than {FEWEST_SUBJECTS} subjects). It leaves out 0 by chance\n"
+        "for one in twenty figures that did not change, and says nothing of training:\n"
+        "another seed may move figures as much."
     )
 
 

@@ -36,13 +36,17 @@ IDENTICAL = "_with_identical_views"
 
 FPIR = 0.01
 
+FEWEST_SUBJECTS = 10
+"""Of fewer no interval is made: it would hold the true figure too seldom, for 3 subjects in some
+73 % of cases, for 5 in 82, for 10 in 90, for 200 in 94 (simulated)."""
+
 
 @dataclass(frozen=True)
 class Estimate:
     """A figure in %, and its 95 % bootstrap interval over the probes' subjects.
 
-    The ends are NaN where there is none: a single subject, or a figure that no interval is
-    computed for.
+    The ends are NaN where there is none: of fewer than ``FEWEST_SUBJECTS``, and where all draws
+    are alike.
     """
 
     value: float
@@ -52,13 +56,15 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure in %, and in each draw of subjects; no draws where none are made."""
+    """A figure in %, and in each draw of subjects; no draws of fewer than ``FEWEST_SUBJECTS``."""
 
     value: float
     draws: Values | None = None
 
     def estimate(self) -> Estimate:
-        return _estimate(self.value, self.draws)
+        found = _estimate(self.value, self.draws)
+        # draws that are all alike (100 %, say) tell nothing of subjects that were not there
+        return Estimate(self.value) if found.low == found.high else found
 
     def change_to(self, other: "Figure") -> Estimate:
         """Another one's, on the same probes, less this one: the draws are paired."""
@@ -81,9 +87,9 @@ def figures(probes: Probes, condition: str) -> dict[str, Figure]:
             **_verification(rows, probes.equal_error_rates[condition]),
             **_open_set(rows),
         }
-    single = rows["subject"].nunique() < 2
+    few = rows["subject"].nunique() < FEWEST_SUBJECTS
     return {
-        name: Figure(100 * value, None if single or draws is None else 100 * draws)
+        name: Figure(100 * value, None if few or draws is None else 100 * draws)
         for name, (value, draws) in found.items()
         if not math.isnan(value)
     }

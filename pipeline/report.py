@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import textwrap
 from pathlib import Path
 from statistics import fmean
@@ -19,14 +20,21 @@ from pipeline.submission import write_submission
 
 STAGES = tuple(TRAINED_BY.values())
 
-LABELS = {
-    f"rank1{MATCHED}": "rank-1 of matched probes",
-    f"rank1{IDENTICAL}": "rank-1 with identical views",
+FIGURES = {
     "map": "mAP",
     "minp": "mINP",
     "eer": "EER",
-    "tar_far_1e-3": "TAR at FAR 1e-3",
-    "fnir_fpir_1e-2": "FNIR at FPIR 1e-2",
+    "tar_far_1e-2": "TAR at FAR 1 %",
+    "tar_far_1e-3": "TAR at FAR 0.1 %",
+    "tar_far_1e-4": "TAR at FAR 0.01 %",
+    "fnir_fpir_1e-2": "FNIR at FPIR 1 %",
+}
+"""What people call the figures beside rank-k; each is in %."""
+
+LABELS = {
+    f"rank1{MATCHED}": "rank-1 of matched probes",
+    f"rank1{IDENTICAL}": "rank-1 with identical views",
+    **{name: FIGURES[name] for name in ("map", "minp", "eer", "tar_far_1e-3", "fnir_fpir_1e-2")},
 }
 """What the table for people shows beside the headline's rank-k; estimates.csv has everything."""
 
@@ -87,9 +95,10 @@ def headline_rank1(folder: Path) -> float | None:
 
 
 def result_text(folder: Path) -> str:
-    """The result tables of a written report, and where to read on."""
+    """The result tables of a written report, and where to read on; in brackets: 95 % intervals."""
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     lines = [""]
+    width = min(100, shutil.get_terminal_size((100, 24)).columns)
     path = folder / "tables" / "summary.csv"
     summary = pd.DataFrame({"protocol": []})
     if path.exists():  # a condition may be called NA
@@ -98,14 +107,15 @@ def result_text(folder: Path) -> str:
     for name in dict.fromkeys([*summary["protocol"], *metrics["protocols"]]):
         protocol = metrics["protocols"][name]
         rules = f"{protocol['data']}, {name}: {' '.join(protocol['rules'])}"
-        lines.append(textwrap.fill(rules, 100, break_on_hyphens=False))
+        lines.append(textwrap.fill(rules, width, break_on_hyphens=False))
         rows = summary[summary["protocol"] == name].drop(columns="protocol")
         if len(rows):
+            shown = rows.dropna(axis=1, how="all").set_index("probes").rename_axis("%").T
             lines += [
                 f"{protocol['subjects']} unseen subjects, {protocol['views']} views, "
                 f"{protocol['probe_sequences']} probes against {protocol['gallery_sequences']} "
-                "gallery sequences; in brackets: 95 % interval over subjects",
-                rows.dropna(axis=1, how="all").to_string(index=False, na_rep="-"),
+                "gallery sequences",
+                shown.to_string(na_rep="-"),
             ]
         lines += [*protocol["notes"], ""]
     if "submission" in metrics:
@@ -149,7 +159,7 @@ def prefix(result: ProtocolResult, results: list[ProtocolResult]) -> str:
 
 
 def _summary(result: ProtocolResult) -> pd.DataFrame:
-    """A row per condition for people, in %; the interval of the headline behind it."""
+    """A row per condition for people, in %; in brackets the headline's interval over subjects."""
     convention = result.headline.removeprefix("rank1")
     heads = {f"rank{k}{convention}": f"rank-{k}" for k in RANKS}
     rows = []
@@ -161,7 +171,7 @@ def _summary(result: ProtocolResult) -> pd.DataFrame:
             text = f"{estimate.value:.1f}"
             if name == result.headline and not math.isnan(estimate.low):
                 text += f" ({estimate.low:.1f} to {estimate.high:.1f})"
-            row[f"{label} %"] = text
+            row[label] = text
         rows.append(row)
     return pd.DataFrame(rows)
 

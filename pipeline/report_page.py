@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.embedding_map import EmbeddingMap
-from pipeline.estimates import IDENTICAL, MATCHED, Estimate, by_view
+from pipeline.estimates import FEWEST_SUBJECTS, IDENTICAL, MATCHED, Estimate, by_view
 from pipeline.evaluation import Evaluation, ProtocolResult
 from pipeline.files import new_folder, write_bytes
 from pipeline.names import printable
 from pipeline.pages import Picture, number, render
 from pipeline.protocols import Protocol
-from pipeline.report import prefix
+from pipeline.report import FIGURES, prefix
 from pipeline.report_pictures import (
     GALLERIES,
     Confusion,
@@ -33,16 +33,6 @@ DISTANCES = {
     "euclidean": "Euclidean distance of flattened embeddings",
     "strip_euclidean": "mean over strips of the Euclidean distances of their embeddings",
     "cosine": "Euclidean distance of flattened embeddings scaled to length 1, √(2 - 2 cos)",
-}
-
-FIGURES = {
-    "map": "mAP",
-    "minp": "mINP",
-    "eer": "EER",
-    "tar_far_1e-2": "TAR at FAR 1 %",
-    "tar_far_1e-3": "TAR at FAR 0.1 %",
-    "tar_far_1e-4": "TAR at FAR 0.01 %",
-    "fnir_fpir_1e-2": "FNIR at FPIR 1 %",
 }
 
 CONVENTIONS = {
@@ -101,6 +91,7 @@ def page(
         embeddings=embeddings,
         distance=DISTANCES[settings["distance"]],
         reranked=settings["reranking.method"] != "none",
+        fewest=FEWEST_SUBJECTS,
         settings=_settings(records, settings),
         fingerprints=_fingerprints(records, made_from),
     )

@@ -143,7 +143,7 @@ def test_a_condition_may_have_the_name_that_pandas_gives_to_nothing(tmp_path: Pa
     keys, embeddings = walks(("00", "01"), views=("000", "090"))
     protocols = (replace(protocol, probes={"NA": ("00",), "NM": ("00",)}),)
     _written(tmp_path, evaluate(keys, embeddings, protocols, Method(shown=False), 5), protocols)
-    assert re.search(r"^ +NA +\d", result_text(tmp_path), re.MULTILINE)
+    assert re.search(r"^% +NA +NM\nrank-1 +\d", result_text(tmp_path), re.MULTILINE)
 
 
 def test_an_estimate_without_interval_has_no_ends(tmp_path: Path, of_oumvlp: Evaluation) -> None:
