@@ -14,8 +14,8 @@ Dimensions: n sequences, c channels, t frames, h rows, w columns.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Literal, get_args, get_origin
 
 import torch
 import torch.nn.functional as F
@@ -84,16 +84,11 @@ class GaitGLConfig:
             problems.append(f"lta_kernel: expected at least 1, got {self.lta_kernel}")
         if self.lta_stride < 1:
             problems.append(f"lta_stride: expected at least 1, got {self.lta_stride}")
-        for name, known in {
-            "aggregation": ("lta", "max_pool"),
-            "branches": ("both", "global", "local"),
-            "last_join": ("stack", "add"),
-            "spatial_pooling": ("gem", "max_mean"),
-            "activation": ("branch", "sum"),
-        }.items():
-            if getattr(self, name) not in known:
-                words = " or ".join(map(repr, known))
-                problems.append(f"{name}: expected {words}, got {getattr(self, name)!r}")
+        for field in fields(self):
+            got = getattr(self, field.name)
+            if get_origin(field.type) is Literal and got not in get_args(field.type):
+                words = " or ".join(map(repr, get_args(field.type)))
+                problems.append(f"{field.name}: expected {words}, got {got!r}")
         if not 1 <= self.gem_p <= 100:
             problems.append(f"gem_p: expected a value in [1, 100], got {self.gem_p}")
         if not (math.isfinite(self.max_weight) and math.isfinite(self.mean_weight)):

@@ -63,7 +63,7 @@ def _warnings(settings: Settings) -> list[str]:
     # the other devices are always there, and asking takes torch's import
     if settings.runtime.device == "cuda" and (none := _lack_of_device(settings)):
         found.append(f"{none}: pretrain, finetune, embed and evaluate will stop there")
-    trainings: dict[str, Training] = {"pretrain": settings.pretrain, "finetune": settings.finetune}
+    trainings: dict[str, Training] = {s: getattr(settings, s) for s in TRAINED_BY.values()}
     in_bfloat16 = any(training.precision == "bfloat16" for training in trainings.values())
     lack = _lack_of_bfloat16(settings) if in_bfloat16 else ""
     for dataset, stage in TRAINED_BY.items():

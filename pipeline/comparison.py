@@ -94,8 +94,8 @@ def text_of(changes: list[Change]) -> str:
     return (
         f"{pd.DataFrame(rows).to_string(index=False)}\n"
         "Interval: of the difference, had other subjects walked as probes (paired bootstrap, 1000\n"
-        f"draws; there is none of fewer than {FEWEST_SUBJECTS} subjects). It leaves out 0 by chance\n"
-        "for one in twenty figures that did not change, and says nothing of training:\n"
+        f"draws; there is none of fewer than {FEWEST_SUBJECTS} subjects). It leaves out 0 by\n"
+        "chance for one in twenty figures that did not change, and says nothing of training:\n"
         "another seed may move figures as much."
     )
 

@@ -22,15 +22,12 @@ from pipeline.archives import (
 )
 from pipeline.catalogue import DAMAGED, Refusal
 from pipeline.errors import PipelineError, listing
-from pipeline.settings import Dataset
+from pipeline.settings import DATASETS, Dataset
 
 DESCRIPTION = "dataset.yaml"
 """A file of this name in the root describes the data and is none of it; see docs/layouts.md."""
 
-PASSWORD_VARIABLES: dict[Dataset, str] = {
-    "oumvlp": "OUMVLP_PASSWORD",
-    "casia_e": "CASIA_E_PASSWORD",
-}
+PASSWORD_VARIABLES = {dataset: f"{dataset.upper()}_PASSWORD" for dataset in DATASETS}
 
 
 @dataclass(frozen=True, slots=True)

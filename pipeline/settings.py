@@ -7,7 +7,7 @@ All problems of a file are collected and reported at once, with their full keys.
 import difflib
 import math
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
@@ -18,7 +18,7 @@ from pipeline.errors import PipelineError
 PARAMS_FILE = Path("params.yaml")
 
 Dataset = Literal["oumvlp", "casia_e"]
-DATASETS: tuple[Dataset, ...] = ("oumvlp", "casia_e")
+DATASETS: tuple[Dataset, ...] = get_args(Dataset)
 TRAINED_BY: dict[Dataset, str] = {"oumvlp": "pretrain", "casia_e": "finetune"}
 """The stage that trains on a dataset, in the order in which they run."""
 
@@ -60,7 +60,8 @@ class Data(Section):
     casia_e: CasiaE
 
     def __getitem__(self, dataset: Dataset) -> Oumvlp | CasiaE:
-        return self.casia_e if dataset == "casia_e" else self.oumvlp
+        found: Oumvlp | CasiaE = getattr(self, dataset)
+        return found
 
 
 class Ingest(Section):
@@ -187,7 +188,8 @@ class Protocols(Section):
     casia_e: list[ProtocolName]
 
     def __getitem__(self, dataset: Dataset) -> list[ProtocolName]:
-        return self.casia_e if dataset == "casia_e" else self.oumvlp
+        found: list[ProtocolName] = getattr(self, dataset)
+        return found
 
 
 class Reranking(Section):

@@ -114,6 +114,8 @@ def train_steps(
             embeddings = network(silhouettes)  # [n / processes, c, strips]
         result = batch_all_triplet_loss(world.gather(embeddings), batch.labels, margin)
         optimizer.zero_grad(set_to_none=True)
+        # the loss is that of all processes' embeddings, and `_averaging` divides by their number:
+        # right for what lies before world.gather, which is all of `model`
         (result.loss * world.size).backward()  # type: ignore[no-untyped-call]
         gradients = {name: w.grad for name, w in model.named_parameters() if w.grad is not None}
         grad_norm = nn.utils.get_total_norm(list(gradients.values()))

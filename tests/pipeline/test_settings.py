@@ -1,16 +1,31 @@
 import itertools
 import re
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_origin
 
 import dvc.utils.serialize
 import pytest
 import yaml
 from pydantic import ValidationError
 
+from gaitgl.model import GaitGLConfig
 from pipeline.errors import PipelineError
-from pipeline.settings import Settings, batch_problem, parse_yaml, read_yaml
+from pipeline.evaluation_run import NEVER_BEHIND
+from pipeline.registry import ALIASES
+from pipeline.report_page import DATASETS as TITLES
+from pipeline.settings import (
+    DATASETS,
+    TRAINED_BY,
+    Data,
+    Model,
+    Protocols,
+    Settings,
+    batch_problem,
+    parse_yaml,
+    read_yaml,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO, PAPER = ROOT / "params.yaml", ROOT / "profiles" / "paper.yaml"
@@ -346,3 +361,17 @@ def test_a_key_that_is_there_twice_is_named(tmp_path: Path) -> None:
     assert read_yaml(path)["c"] == {"b": 2}
     path.write_text("b: &b {k: 1}\nx: {a: &a {<<: *b, k: 2}}\nc: {<<: *a}\n1: x\n'1': y\n")
     assert set(read_yaml(path)) == {"b", "x", "c", 1, "1"}  # merged twice, and of two types
+
+
+def test_every_table_of_datasets_and_of_trainings_is_complete() -> None:
+    """Who adds a dataset learns here what else names them all."""
+    for table in (TRAINED_BY, Data.model_fields, Protocols.model_fields, NEVER_BEHIND, TITLES):
+        assert tuple(table) == DATASETS
+    assert set(ALIASES) == set(TRAINED_BY.values()) <= set(Settings.model_fields)
+
+
+def test_words_that_choose_a_network_are_those_that_the_network_knows() -> None:
+    known = {field.name: field.type for field in fields(GaitGLConfig)}
+    for name, field in Model.model_fields.items():
+        if get_origin(known[name]) is Literal:
+            assert field.annotation == known[name], name
