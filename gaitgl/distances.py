@@ -52,7 +52,8 @@ def distance_blocks(
     """
     gallery = _take(embeddings, gallery_rows, distance)  # [s, m, k]; s = 1 if flattened
     # Distances stay as they are when everything is moved to the gallery's centre, and the
-    # subtraction |a|^2 + |b|^2 - 2ab then cancels fewer digits.
+    # subtraction |a|^2 + |b|^2 - 2ab then cancels fewer digits: a distance below some thousandth of
+    # how far its entries lie from the centre is still a rough one.
     centre = gallery.mean(dim=1, keepdim=True)  # [s, 1, k]
     gallery -= centre
     gallery_squared = torch.einsum("smk,smk->sm", gallery, gallery)  # [s, m]
@@ -134,7 +135,11 @@ def _take(embeddings: Embeddings, rows: NDArray[np.int64], distance: Distance) -
             taken[:, part] = chosen.permute(2, 0, 1)  # [b, c, strips] -> [strips, b, c]
         else:
             flat = chosen.flatten(1)  # [b, c * strips]
-            taken[0, part] = F.normalize(flat, dim=1) if distance == "cosine" else flat
+            if distance == "cosine":
+                # to a largest number of 1 first: normalize leaves lengths below 1e-12 as they are
+                largest = torch.maximum(-low, high)[:, None].clamp(min=1e-30)
+                flat = F.normalize(flat / largest, dim=1)
+            taken[0, part] = flat
     if not usable.all():
         bad = rows[~usable]
         raise ValueError(

@@ -18,8 +18,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-
 from pipeline import dvc_data
 from pipeline.ablation_page import Claim, Outcome, Outcomes, Variant, ablations_page
 from pipeline.check import WALKERS
@@ -31,6 +29,7 @@ from pipeline.mlflow_store import find_runs, open_store, store_errors, tracking_
 from pipeline.probe_table import read_probes
 from pipeline.settings import DATASETS, TRAINED_BY, Settings
 from pipeline.tracking import DVC_EXPERIMENT_TAG
+from pipeline.training_history import HISTORY, read_history
 
 PAGE = Path("docs/ablations.md")
 FETCHED = Path("runs/ablations")
@@ -207,7 +206,7 @@ def outcome(folder: Path, seconds: dict[str, float]) -> Outcome:
             found = figures(probes, condition)
             rank1[column] = found["rank1"] if "rank1" in found else found[f"rank1{IDENTICAL}"]
     for stage in STAGES:
-        p = pd.read_csv(folder / stage / "history.csv")["p"]
+        p = read_history(folder / stage / HISTORY)["p"]
         if len(p) and not math.isnan(p.iloc[-1]):
             final_p[stage] = float(p.iloc[-1])
     return Outcome(rank1, final_p, sum(seconds.get(stage, math.nan) for stage in STAGES))
@@ -279,7 +278,7 @@ def fetched(name: str) -> Path:
             dvc_data.get(f"reports/{dataset}/tables", name, folder / dataset)
         for stage in STAGES:
             (folder / stage).mkdir()
-            dvc_data.get(f"models/{stage}/history.csv", name, folder / stage / "history.csv")
+            dvc_data.get(f"models/{stage}/{HISTORY}", name, folder / stage / HISTORY)
         dvc_data.get("params.yaml", name, folder / "params.yaml")
     return FETCHED / name
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gaitgl.sampling import PKSampler
 from pipeline.distributed import ALONE, World
+from pipeline.held_out import held_out
 from pipeline.prefetching import prepared
 from pipeline.silhouette_store import HEIGHT, WIDTH, SilhouetteStore
 from pipeline.tables import KEY
@@ -99,17 +100,3 @@ class TrainingBatches:
         They are the same for any number of threads; 0 prepares each when it is asked for.
         """
         return prepared(self.batch, range(first, last + 1), min(threads, MOST_THREADS))
-
-
-def held_out(index: pd.DataFrame, subjects: int) -> list[str]:
-    """Subjects to validate on instead of training on them; ``index`` is the store's.
-
-    First the ones of the dataset's own ``val`` split; where they are too few, training subjects,
-    spread evenly over the sorted ids.
-    """
-    own, training = (
-        sorted(set(index.loc[index["split"] == split, "subject"])) for split in ("val", "train")
-    )
-    more = min(max(0, subjects - len(own)), len(training))
-    spread = np.linspace(0, len(training) - 1, more).round().astype(int)
-    return own[:subjects] + [training[i] for i in spread]

@@ -8,6 +8,7 @@ from pipeline.arguments import no_arguments
 from pipeline.catalogue import read_sequences
 from pipeline.errors import PipelineError, run_stage
 from pipeline.evaluation_inputs import chosen
+from pipeline.held_out import held_out
 from pipeline.protocols import read_protocols
 from pipeline.settings import DATASETS, TRAINED_BY, Dataset, Settings, Training
 
@@ -104,8 +105,6 @@ def _too_few_subjects(stage: str, training: Training, catalogue: Path) -> str:
     subjects = set(rows.loc[rows["split"] == "train", "subject"])
     kept_out = set()
     if training.validation_subjects:
-        from pipeline.batches import held_out  # imports torch
-
         kept_out = subjects.intersection(held_out(rows, training.validation_subjects))
     left = len(subjects) - len(kept_out)
     if left >= training.subjects_per_batch:

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import re
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -41,17 +43,21 @@ def run_stage(main: Callable[[], None]) -> None:
         text = f"\nerror: {error}" if number == "0" else f"error in process {number}: {first_line}"
         sys.stderr.write(f"{text}\n")
         sys.exit(1)
+    except MemoryError as error:
+        sys.stderr.write(f"\nerror: no memory is left ({error}); close what else holds some\n")
+        sys.exit(1)
     except OSError as error:
+        code, words = _cause(error)
         what = {
             errno.ENOSPC: "the disk is full: {}; free some room and start again",
             errno.EDQUOT: "the disk is full: {}; free some room and start again",
             errno.EROFS: "this cannot be written, for the file system is read-only: {}",
             errno.EACCES: "a file or folder is closed to this user: {}",
             errno.EPERM: "a file or folder is closed to this user: {}",
-        }.get(error.errno or 0)
+        }.get(code)
         if what is None:
             raise
-        sys.stderr.write(f"\nerror: {what.format(error)}\n")
+        sys.stderr.write(f"\nerror: {what.format(words)}\n")
         sys.exit(1)
     except Stopped as stopped:
         sys.stdout.flush()
@@ -60,6 +66,15 @@ def run_stage(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted\n")
         sys.exit(130)
+
+
+def _cause(error: OSError) -> tuple[int, str]:
+    """Number and words; of a folder that could not be copied, those of its first file."""
+    if not isinstance(error, shutil.Error):
+        return error.errno or 0, str(error)
+    _, target, words = error.args[0][0]
+    number = re.match(r"\[Errno (\d+)\]", words)
+    return int(number[1]) if number else 0, f"{words}: {target}"
 
 
 def listing(items: list[str], limit: int = 10) -> str:

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import sqlite3
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -422,7 +423,12 @@ def remember_output(record: Record) -> None:
 
 
 def _run_ids() -> dict[str, str]:
+    """What ``RUN_IDS`` holds; MLflow knows the same, so that a torn file is only a warning."""
     if not RUN_IDS.exists():
         return {}
-    ids: dict[str, str] = json.loads(RUN_IDS.read_text(encoding="utf-8"))
+    try:
+        ids: dict[str, str] = json.loads(RUN_IDS.read_text(encoding="utf-8"))
+    except ValueError as error:
+        sys.stderr.write(f"warning: {RUN_IDS} is torn ({error}); it is begun anew\n")
+        return {}
     return ids

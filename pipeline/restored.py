@@ -13,8 +13,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from pipeline import dvc_data, mlflow_store
 from pipeline.arguments import no_arguments
 from pipeline.checkpoints import CHECKPOINT, read_checkpoint
@@ -29,7 +27,7 @@ from pipeline.report import written_metrics
 from pipeline.restored_experiments import Restored, experiments_without_row, fetch, in_cache
 from pipeline.settings import DATASETS, Dataset, Settings
 from pipeline.tracking import DVC_EXPERIMENT_TAG, TrackedRun
-from pipeline.training_run import HISTORY
+from pipeline.training_history import HISTORY, read_history
 
 TAG = "restored"
 
@@ -104,7 +102,7 @@ def _record_training(stage: str, settings: Settings) -> None:
         {TAG: "true", DATA_TAG: about["silhouettes"]},
         inputs=data_inputs(dataset, Path("data", dataset, "catalogue"), "training"),
     ) as run:
-        for step in pd.read_csv(history).to_dict("records"):
+        for step in read_history(history).to_dict("records"):
             number = int(step.pop("step"))
             # pooling without p has NaN there
             run.log(number, {str(name): v for name, v in step.items() if not math.isnan(v)})

@@ -49,7 +49,11 @@ class RunFolder:
         for what in sorted(RUNS.glob(f"{self.name}-*/what.json")):
             if what.parent == self.folder:
                 continue
-            mine, theirs = flatten(self._identity), flatten(json.loads(what.read_text("utf-8")))
+            try:
+                mine, theirs = flatten(self._identity), flatten(json.loads(what.read_text("utf-8")))
+            except (ValueError, AttributeError):
+                yield what.parent, "settings, which what.json no longer tells"
+                continue
             keys = sorted(k for k in {*mine, *theirs} if mine.get(k) != theirs.get(k))
             yield what.parent, ", ".join(keys)
 

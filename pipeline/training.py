@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,24 +12,7 @@ from gaitgl.model import GaitGL
 from pipeline.batches import TrainingBatch
 from pipeline.devices import autocast
 from pipeline.distributed import ALONE, World
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What one optimizer step reports."""
-
-    step: int
-    """Counted from 1."""
-    loss: float
-    active_share: float
-    """Triplets with a loss above zero, of all triplets of all strips; 0 to 1."""
-    mean_distance: float
-    """Mean distance between two embeddings of the batch."""
-    grad_norm: float
-    """Euclidean norm of the gradient of all weights."""
-    lr: float
-    p: float
-    """GeM's exponent after the step (Eq. 8); NaN where pooling has none."""
+from pipeline.training_history import Step
 
 
 class NotFiniteError(Exception):

@@ -23,7 +23,8 @@ from pipeline.progress import Progress
 from pipeline.settings import Runtime, Training
 from pipeline.stopping import StopRequest
 from pipeline.tracking import TrackedRun
-from pipeline.training import NotFiniteError, Step, everything_trained, train_steps
+from pipeline.training import NotFiniteError, everything_trained, train_steps
+from pipeline.training_history import Step
 from pipeline.training_state import TrainingState
 from pipeline.validation import Validation
 

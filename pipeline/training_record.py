@@ -11,8 +11,10 @@ import pandas as pd
 from pipeline.checkpoints import read_checkpoint
 from pipeline.errors import PipelineError
 from pipeline.files import sha256
+from pipeline.held_out import held_out
 from pipeline.silhouette_store import INDEX
 from pipeline.tables import read_table
+from pipeline.training_history import HISTORY, read_history
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class TrainingRecord:
 
     subjects: int
     sequences: int
-    """Those of the training split, what is kept out to validate on included."""
+    """Those that were trained on: without what is kept out to validate on."""
 
     history: pd.DataFrame
     """history.csv: columns step, loss, active_share, p and others."""
@@ -83,7 +85,8 @@ def _read(models: Path, data: Path, stage: str) -> TrainingRecord:
             f"{path} was trained on other silhouettes than those of {index_file}: `dvc repro` "
             "trains on these"
         )
-    training = index[index["split"] == "train"]
+    kept_out = held_out(index, info["training"]["validation_subjects"])
+    training = index[(index["split"] == "train") & ~index["subject"].isin(kept_out)]
     return TrainingRecord(
         stage=stage,
         dataset=info["dataset"],
@@ -94,7 +97,7 @@ def _read(models: Path, data: Path, stage: str) -> TrainingRecord:
         weights=sum(tensor.numel() for tensor in weights.values()),
         subjects=training["subject"].nunique(),
         sequences=len(training),
-        history=pd.read_csv(models / stage / "history.csv"),
+        history=read_history(path.with_name(HISTORY), info["training"]["steps"]),
         checkpoint=sha256(path),
         silhouettes=info["silhouettes"],
     )

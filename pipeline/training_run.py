@@ -7,29 +7,28 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from gaitgl.model import GaitGL, GaitGLConfig
-from pipeline.batches import TrainingBatches, held_out
+from pipeline.batches import TrainingBatches
 from pipeline.checkpoints import CHECKPOINT, read_checkpoint, save_checkpoint
 from pipeline.data_inputs import data_inputs
 from pipeline.devices import choose_device, lacks_bfloat16, place
 from pipeline.distributed import World, joined
 from pipeline.errors import PipelineError
 from pipeline.files import fingerprint, new_folder, sha256
+from pipeline.held_out import held_out
 from pipeline.memory import memory_of_each, shortage
 from pipeline.mlflow_store import DATA_TAG
 from pipeline.settings import Dataset, Runtime, Training, batch_problem
 from pipeline.silhouette_store import SilhouetteStore
 from pipeline.stopping import StopRequest
 from pipeline.tracking import TrackedRun
-from pipeline.training import Step, new_optimizer
+from pipeline.training import new_optimizer
+from pipeline.training_history import HISTORY, write_history
 from pipeline.training_loop import TrainingLoop
 from pipeline.training_state import TrainingState
 from pipeline.validation import Validation
-
-HISTORY = "history.csv"
 
 
 def run_training(
@@ -120,7 +119,7 @@ def run_training(
                         with new_folder(folder) as beside:
                             info = {**about, "p": model.gem_p}
                             save_checkpoint(beside / CHECKPOINT, model, info)
-                            _write_history(beside / HISTORY, loop.history)
+                            write_history(beside / HISTORY, loop.history)
                         run.keep()  # first: once the result is kept, no step is done again
                         state.keep_result(folder)
                         _record_result(run, folder, training.steps)
@@ -198,11 +197,6 @@ def _take_over(made: Path, folder: Path) -> None:
     with new_folder(folder) as beside:
         for name in (CHECKPOINT, HISTORY):
             shutil.copy(made / name, beside / name)
-
-
-def _write_history(path: Path, history: list[Step]) -> None:
-    table = pd.DataFrame([asdict(step) for step in history], columns=list(Step.__slots__))
-    table.to_csv(path, index=False, lineterminator="\n")
 
 
 def _record_result(run: TrackedRun, folder: Path, steps: int) -> None:

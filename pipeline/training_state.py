@@ -132,17 +132,21 @@ class TrainingState(RunFolder):
         Where DVC did take note, whoever starts the training wants it done again; and where no DVC
         started it, unless its run is not recorded to the end.
         """
-        about = self._finished / "training.json"
-        if not about.exists():
+        if not self._finished.exists():
             return None
-        made = json.loads(about.read_text("utf-8"))
-        if made["key"] != self.key:
-            return None
+        try:
+            made = json.loads((self._finished / "training.json").read_text("utf-8"))
+            if made["key"] != self.key:
+                return None
+            files = made["files"]
+            whole = all(sha256(self._finished / name) == files[name] for name in files)
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            whole = False
         unrecorded = (self.folder / "record" / "run.json").exists()
-        if ("DVC_STAGE" in os.environ or unrecorded) and not self._noted_by_dvc(made["files"]):
-            if all(sha256(self._finished / name) == made["files"][name] for name in made["files"]):
-                return self._finished
+        if not whole:
             sys.stderr.write(f"warning: {self._finished} is damaged; training starts anew\n")
+        elif ("DVC_STAGE" in os.environ or unrecorded) and not self._noted_by_dvc(files):
+            return self._finished
         shutil.rmtree(self._finished)
         return None
 

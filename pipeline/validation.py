@@ -6,11 +6,11 @@ import numpy as np
 import torch
 
 from gaitgl.model import GaitGL
-from pipeline.batches import held_out
 from pipeline.distributed import World
 from pipeline.embedding import embed
 from pipeline.errors import PipelineError
 from pipeline.evaluation import rank1_by_condition
+from pipeline.held_out import held_out
 from pipeline.protocols import named, read_protocols
 from pipeline.silhouette_store import SilhouetteStore
 

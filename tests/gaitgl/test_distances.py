@@ -22,6 +22,13 @@ def matrix(*arguments: Any, **options: Any) -> Array:
     return np.concatenate([distances for _, distances in distance_blocks(*arguments, **options)])
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-18, 1.0, 1e14])
+def test_the_length_of_a_vector_is_nothing_to_its_cosine(scale: float) -> None:
+    rows = np.float32(scale) * np.array([[1, 0], [3, 0], [0, 1], [0, 0]], np.float32)[:, :, None]
+    found = matrix(rows, np.array([0]), np.arange(4), "cosine")
+    np.testing.assert_allclose(found, [[0, 0, np.sqrt(2), 1]], atol=1e-3)
+
+
 def by_definition(embeddings: Array, probes: Array, gallery: Array, distance: str) -> Array:
     found = np.array(
         [[naive_distance(embeddings[p], embeddings[g], distance) for g in gallery] for p in probes]

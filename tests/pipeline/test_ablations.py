@@ -19,6 +19,7 @@ from pipeline.layouts.casia_e_release import CasiaERelease
 from pipeline.layouts.oumvlp_release import OumvlpRelease
 from pipeline.probe_table import write_probes
 from pipeline.settings import Settings
+from pipeline.training_history import HISTORY, Step, write_history
 from tests.pipeline.walks import walks
 from tests.small_project import ROOT, Project, small_pipeline
 
@@ -81,9 +82,9 @@ def finished(tmp_path: Path) -> Path:
         results = evaluate(keys, embeddings, protocols, Method(shown=False), 20).results
         (tmp_path / dataset).mkdir()
         write_probes(tmp_path / dataset / "probes.parquet", [result.probes for result in results])
-    for stage, p in (("pretrain", "6.4"), ("finetune", "")):
+    for stage, p in (("pretrain", 6.4), ("finetune", math.nan)):
         (tmp_path / stage).mkdir()
-        (tmp_path / stage / "history.csv").write_text(f"step,p\n1,6.5\n2,{p}\n", encoding="utf-8")
+        write_history(tmp_path / stage / HISTORY, [Step(2, 0.2, 0.5, 0.3, 0.1, 1e-4, p)])
     return tmp_path
 
 

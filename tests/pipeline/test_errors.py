@@ -1,6 +1,8 @@
 import errno
 import os
+import shutil
 
+import numpy as np
 import pytest
 
 from pipeline.errors import PipelineError, Stopped, listing, run_stage
@@ -99,3 +101,24 @@ def test_what_a_disk_refuses_is_told_with_the_file(
     error = capsys.readouterr().err
     assert told in error
     assert "'data/x'" in error
+
+
+def test_a_disk_that_fills_while_a_folder_is_copied_is_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def main() -> None:
+        why = f"[Errno {errno.ENOSPC}] {os.strerror(errno.ENOSPC)}"
+        raise shutil.Error([("gaitgl/model.py", "runs/model.py", why)] * 9)
+
+    with pytest.raises(SystemExit):
+        run_stage(main)
+    error = capsys.readouterr().err
+    assert "the disk is full" in error
+    assert error.count("runs/model.py") == 1
+
+
+def test_memory_that_is_lacking_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        run_stage(lambda: print(np.empty(2**58)))
+    assert raised.value.code == 1
+    assert "no memory is left (Unable to allocate" in capsys.readouterr().err

@@ -143,6 +143,17 @@ def test_a_run_whose_end_may_have_arrived_is_running_again(tracking_store: Path)
     assert the_run().info.status == "FINISHED"
 
 
+def test_a_torn_note_of_runs_is_begun_anew(
+    tracking_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mlflow_store.RUN_IDS.parent.mkdir(parents=True, exist_ok=True)
+    mlflow_store.RUN_IDS.write_text("")
+    with tracked() as run:
+        run.made("abc")
+    assert "run_ids.json is torn" in capsys.readouterr().err
+    assert run_id_of("abc") == run.run_id
+
+
 def test_a_run_is_found_by_what_it_made_and_names_its_upstream(tracking_store: Path) -> None:
     assert run_id_of("abc") == ""
     with tracked() as first:

@@ -47,6 +47,10 @@ def test_folders_under_other_settings_are_named_with_what_differs() -> None:
     mine, other = folder(), folder(min_frames=6, catalogue="cd")
     folder("normalize-casia_e", min_frames=7)
     assert list(mine.folders_of_others()) == [(other.folder, "catalogue, min_frames")]
+    (other.folder / "what.json").write_text("{")
+    assert list(mine.folders_of_others()) == [
+        (other.folder, "settings, which what.json no longer tells")
+    ]
 
 
 def test_a_lock_is_held_for_the_block_and_tells_its_holder(tmp_path: Path) -> None:

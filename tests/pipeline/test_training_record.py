@@ -2,7 +2,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import torch
 
@@ -11,10 +10,11 @@ from pipeline.checkpoints import save_checkpoint
 from pipeline.errors import PipelineError
 from pipeline.files import sha256
 from pipeline.silhouette_store import Silhouettes, SilhouetteStore
+from pipeline.training_history import HISTORY, Step, write_history
 from pipeline.training_record import TrainingRecord, training_records
 
 CONFIG = GaitGLConfig(channels=(2, 2, 4, 4, 4, 4))
-SETTINGS = {"steps": 5, "subjects_per_batch": 3, "sequences_per_subject": 2}
+SETTINGS = {"subjects_per_batch": 3, "sequences_per_subject": 2}
 
 
 @pytest.fixture
@@ -33,20 +33,20 @@ def store(
 
 @pytest.fixture
 def write(tmp_path: Path, store: SilhouetteStore) -> Callable[..., None]:
-    def written(p: list[float], silhouettes: str | None = None) -> None:
+    def written(p: list[float], silhouettes: str | None = None, kept_out: int = 0) -> None:
         torch.manual_seed(0)
         info: dict[str, Any] = {
             "stage": "pretrain",
             "dataset": "oumvlp",
-            "training": SETTINGS,
+            "training": {**SETTINGS, "steps": len(p), "validation_subjects": kept_out},
             "seed": 3,
             "silhouettes": silhouettes or store.digest(),
             "upstream": {},
         }
         folder = tmp_path / "models" / "pretrain"
         save_checkpoint(folder / "checkpoint.safetensors", GaitGL(CONFIG), info)
-        history = pd.DataFrame({"step": range(1, len(p) + 1), "p": p}, columns=["step", "p"])
-        history.to_csv(folder / "history.csv", index=False)
+        steps = [Step(1 + i, 0.2, 0.5, 0.3, 0.1, 1e-4, x) for i, x in enumerate(p)]
+        write_history(folder / HISTORY, steps)
 
     return written
 
@@ -69,11 +69,19 @@ def test_a_record_says_what_was_trained_on_what(write: Callable[..., None], tmp_
         (),
     )
     assert (record.subjects, record.sequences) == (3, 6)
-    assert record.clips == 5 * 3 * 2
+    assert record.clips == 2 * 3 * 2
     assert record.final_p == 6.25
     assert record.weights == sum(w.numel() for w in GaitGL(CONFIG).state_dict().values())
     assert record.architecture["channels"] == CONFIG.channels
     assert len(record.checkpoint) == len(record.silhouettes) == 64
+
+
+def test_who_is_kept_out_to_validate_on_is_not_counted(
+    write: Callable[..., None], tmp_path: Path
+) -> None:
+    write([6.5], kept_out=2)
+    record = _record(tmp_path)
+    assert (record.subjects, record.sequences) == (1, 2)
 
 
 @pytest.mark.parametrize("p", [[], [float("nan")]])

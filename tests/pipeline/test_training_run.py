@@ -17,7 +17,7 @@ from pipeline.mlflow_store import tracking_uri
 from pipeline.model_folder import open_model, read_network
 from pipeline.pyfunc import Embedder
 from pipeline.settings import Settings
-from pipeline.training import Step
+from pipeline.training_history import Step
 from tests.pipeline.trainings import LONGER, Project, Stores, files, run, runs, the_run
 
 CHANNELS = (2, 2, 4, 4, 4, 4)

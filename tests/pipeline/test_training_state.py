@@ -466,17 +466,26 @@ def test_a_result_takes_the_place_of_all_states_and_of_torn_ones(
         assert state.load() is None
 
 
+@pytest.mark.parametrize("name", ["checkpoint.safetensors", "training.json"])
+@pytest.mark.parametrize("content", [b"weighs", b"", None])
 def test_a_damaged_result_is_told_and_not_taken(
     state: TrainingState,
     made: Path,
+    name: str,
+    content: bytes | None,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("DVC_STAGE", "pretrain")
     state.keep_result(made)
-    Path("runs", "finished", "pretrain", "checkpoint.safetensors").write_bytes(b"weighs")
+    path = Path("runs", "finished", "pretrain", name)
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
     assert state.result() is None
     assert "is damaged; training starts anew" in capsys.readouterr().err
+    assert not path.parent.exists()
 
 
 def test_a_result_by_hand_is_taken_while_its_run_is_not_recorded(

@@ -6,19 +6,21 @@ import pytest
 import torch
 
 from gaitgl.model import GaitGL, GaitGLConfig
-from pipeline.batches import TrainingBatch, TrainingBatches, held_out
+from pipeline.batches import TrainingBatch, TrainingBatches
 from pipeline.devices import place
 from pipeline.distributed import ALONE
 from pipeline.embedding import embed
 from pipeline.errors import PipelineError
 from pipeline.evaluation import rank1_by_condition
+from pipeline.held_out import held_out
 from pipeline.layouts.casia_e_release import CasiaERelease
 from pipeline.layouts.hid import Hid
 from pipeline.layouts.oumvlp_release import OumvlpRelease
 from pipeline.protocols import Protocol, write_protocols
 from pipeline.settings import Dataset
 from pipeline.silhouette_store import Silhouettes, SilhouetteStore
-from pipeline.training import Step, everything_trained, new_optimizer, train_steps
+from pipeline.training import everything_trained, new_optimizer, train_steps
+from pipeline.training_history import Step
 from pipeline.validation import Validation
 
 CPU = torch.device("cpu")

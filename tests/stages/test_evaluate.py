@@ -7,7 +7,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -19,6 +18,7 @@ from pipeline.files import sha256
 from pipeline.settings import Dataset, Settings
 from pipeline.silhouette_store import SilhouetteStore
 from pipeline.submission import check
+from pipeline.training_history import HISTORY, Step, write_history
 from stages import embed, evaluate, ingest, normalize
 from tests.pipeline.trainings import runs
 
@@ -53,8 +53,9 @@ def _train(dataset: Dataset, stage: str) -> None:
     folder = Path("models", stage)
     folder.mkdir(parents=True)
     save_checkpoint(folder / "checkpoint.safetensors", GaitGL(config), info)
-    history = pd.DataFrame({"step": [1, 2], "loss": 0.2, "active_share": 0.5, "p": [6.5, 6.4]})
-    history.assign(lr=1e-4).to_csv(folder / "history.csv", index=False)
+    last = info["training"]["steps"]
+    steps = [Step(step, 0.2, 0.5, 0.3, 0.1, 1e-4, p) for step, p in ((1, 6.5), (last, 6.4))]
+    write_history(folder / HISTORY, steps)
 
 
 def _figure(seed: int) -> bytes:
