@@ -95,7 +95,7 @@ def binned_shares(
 
 def length_histogram(bars: Sequence[dict[str, int]]) -> bytes:
     """Bars as pipeline.description counts them: first and last length, sequences."""
-    figure = Figure(figsize=(7, 2.8), layout="constrained")
+    figure = Figure(figsize=(4.8, 2.8), layout="constrained")
     axes = figure.subplots()
     axes.bar(
         [bar["first"] - 0.5 for bar in bars],

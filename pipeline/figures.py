@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from itertools import cycle
 from statistics import NormalDist
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -57,7 +57,8 @@ def heat_map(table: Table, views: Sequence[str], title: str) -> bytes:
         for row, column in np.ndindex(table.shape):
             value = table[row, column]
             text = "–" if np.isnan(value) else f"{value:.0f}"
-            colour = "black" if np.isnan(value) or value >= 60 else "white"
+            # viridis is light enough for black from 44 on: a contrast of 4.5 on either side
+            colour = "black" if np.isnan(value) or value >= 44 else "white"
             size_of_text = 9 if n <= 16 else 6
             axes.text(column, row, text, ha="center", va="center", color=colour, size=size_of_text)
     figure.colorbar(image, ax=axes, label="rank-1 (%)", shrink=0.85)
@@ -99,16 +100,18 @@ def det_curves(curves: pd.DataFrame, title: str) -> bytes:
 
     Both axes are stretched so that normally distributed distances give straight lines (Martin et
     al., "The DET curve in assessment of detection task performance", 1997). They go down to the
-    smallest rate that the data can tell from none, where a rate of none is drawn too.
+    smallest rate that the data can tell from none, and a little below it to a tick for none.
     """
     rates = curves[["far", "frr"]]
-    smallest = rates.where(rates > 0).min().fillna(1).clip(DET_TICKS[0] / 100, 0.05)
+    smallest = rates.where(rates > 0).min().fillna(0.01).clip(DET_TICKS[0] / 100, 0.01)
+    none = smallest / 4
     figure = Figure(figsize=(PLOT[0], 4.5), layout="constrained")
     axes = figure.subplots()
     for (condition, rows), colour, line in zip(
         curves.groupby("condition", sort=False), cycle(COLOURS), cycle(LINES)
     ):
-        points = rows[["far", "frr"]].clip(smallest, DET_TICKS[-1] / 100, axis=1).map(_PROBIT)
+        shown = rows[["far", "frr"]].clip(upper=DET_TICKS[-1] / 100)
+        points = shown.mask(shown < smallest).fillna(none).map(_PROBIT)
         axes.plot(
             points["far"],
             points["frr"],
@@ -126,16 +129,15 @@ def det_curves(curves: pd.DataFrame, title: str) -> bytes:
         color="0.45",
         fontsize=8,
     )
-    ticks = [_PROBIT(tick / 100) for tick in DET_TICKS]
-    names = [f"{tick:g}" for tick in DET_TICKS]
-    axes.set_xticks(ticks, names, fontsize=8)
-    axes.set_yticks(ticks, names, fontsize=8)
-    axes.set_xlim(_PROBIT(smallest["far"]) - 0.05, _PROBIT(0.6))
-    axes.set_ylim(_PROBIT(smallest["frr"]) - 0.05, _PROBIT(0.6))
+    for axis, rate in ((axes.xaxis, "far"), (axes.yaxis, "frr")):
+        ticks = [tick for tick in DET_TICKS if tick / 100 >= smallest[rate]]
+        places = [_PROBIT(share) for share in (none[rate], *(tick / 100 for tick in ticks))]
+        axis.set_ticks(places, ["0", *(f"{tick:g}" for tick in ticks)], fontsize=8)
+        axis.set_view_interval(places[0] - 0.05, places[-1], ignore=True)
     axes.set(xlabel="falsely accepted impostors (%)", ylabel="falsely rejected (%)")
     _title(axes, title)
     _plain(axes)
-    _legend(axes, curves["condition"].nunique(), "upper right")
+    _legend(axes, curves["condition"].nunique(), "lower left")
     return png_of(figure)
 
 
@@ -146,8 +148,10 @@ def loss_curve(history: pd.DataFrame, title: str) -> bytes:
     """
     figure = Figure(figsize=PLOT, layout="constrained")
     axes = figure.subplots()
-    axes.plot(history["step"], history["loss"], color=COLOURS[0], alpha=0.3, linewidth=0.8)
-    smooth = axes.plot(history["step"], _smooth(history["loss"]), color=COLOURS[0], label="loss")
+    pale: dict[str, Any] = {"color": COLOURS[0], "alpha": 0.3, "linewidth": 0.8}
+    raw = axes.plot(history["step"], history["loss"], label="loss of a step", **pale)
+    mean = _smooth(history["loss"])
+    smooth = axes.plot(history["step"], mean, color=COLOURS[0], label="its running mean")
     axes.set(xlabel="step", ylabel="loss")
     axes.set_ylim(bottom=0)
     _title(axes, title)
@@ -163,7 +167,7 @@ def loss_curve(history: pd.DataFrame, title: str) -> bytes:
     right.set_ylabel("active triplets (%)")
     right.set_ylim(0, 101)
     right.spines["top"].set_visible(False)
-    right.legend(handles=[*smooth, *share], loc="upper right", fontsize=8)
+    right.legend(handles=[*raw, *smooth, *share], loc="upper right", fontsize=8)
     return png_of(figure)
 
 
@@ -236,7 +240,7 @@ def _title(axes: Axes, title: str) -> None:
     axes.set_title(title, fontsize=11, parse_math=False)
 
 
-def _legend(axes: Axes, entries: int, place: Literal["lower right", "upper right"]) -> None:
+def _legend(axes: Axes, entries: int, place: Literal["lower right", "lower left"]) -> None:
     """None for a single line, whose name the title says."""
     if entries > 1:
         for text in axes.legend(loc=place).get_texts():

@@ -29,8 +29,15 @@ class Progress:
         self._bar: tqdm | None = None  # type: ignore[type-arg]
         # a terminal that tells no width, as in some containers, would show an empty bar
         if shown and sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns:
+            # no bar, which would take the room of the note
             self._bar = tqdm(
-                total=total, desc=label, unit=f" {unit}", initial=done, dynamic_ncols=True
+                total=total,
+                desc=label,
+                unit=f" {unit}",
+                initial=done,
+                dynamic_ncols=True,
+                bar_format="{desc}: {n_fmt}/{total_fmt}{unit} ({percentage:.0f} %), "
+                "{remaining} left{postfix}",
             )
 
     def __enter__(self) -> Self:
@@ -62,11 +69,15 @@ class Progress:
         self._line_at = time.monotonic()
         elapsed_s = self._line_at - self._started_at
         rate = (self._done - self._before) / elapsed_s if elapsed_s > 0 else 0.0
-        left_s = (self._total - self._done) / rate if rate > 0 else 0.0
-        share = 100 * self._done / self._total if self._total else 100.0
+        share = 100 * self._done // self._total if self._total else 100  # 100 when all is done
+        if self._done == self._total:
+            when = f"{tqdm.format_interval(elapsed_s)} in all"
+        else:
+            left = tqdm.format_interval((self._total - self._done) / rate) if rate > 0 else "?"
+            when = f"{left} left"
         note = f", {self._note}" if self._note else ""
         sys.stderr.write(
-            f"{self._label}: {self._done}/{self._total} {self._unit} ({share:.0f} %), "
-            f"{rate:.1f}/s, {left_s:.0f} s left{note}\n"
+            f"{self._label}: {self._done}/{self._total} {self._unit} ({share} %), "
+            f"{rate:.1f}/s, {when}{note}\n"
         )
         sys.stderr.flush()

@@ -4,6 +4,7 @@
 ``pipeline.promote`` found to be the best one.
 """
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +69,27 @@ def _register(client: Any, logged: Any, run_id: str, run: Run, checkpoint: str) 
         source = logged.artifact_location
         versions = [
             client.create_model_version(
-                NAME, source, run_id, tags, await_creation_for=0, model_id=logged.model_id
+                NAME,
+                source,
+                run_id,
+                tags,
+                description=_words(run),
+                await_creation_for=0,
+                model_id=logged.model_id,
             )
         ]
     alias = ALIASES[run.stage]
     version = _version_with(client, alias)
     if version is None or int(version.tags.get("trained_ms", 0)) < run.start_ms:
         client.set_registered_model_alias(NAME, alias, versions[0].version)
+
+
+def _words(run: Run) -> str:
+    """What the list of versions says of one."""
+    began = datetime.fromtimestamp(run.start_ms / 1000)
+    settings = {"steps": f"{run.stage}.steps", "seed": "seed"}
+    told = [f"{word} {run.params[name]}" for word, name in settings.items() if name in run.params]
+    return ", ".join([f"{run.stage} on {run.dataset}", *told, f"begun {began:%Y-%m-%d %H:%M}"])
 
 
 def _make_registered_model(client: Any) -> None:

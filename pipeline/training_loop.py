@@ -127,8 +127,8 @@ class TrainingLoop:
                     self._note(step, batches, run)
                     progress.advance(
                         note=f"loss {step.loss:.3f}, active {step.active_share:.0%}, "
-                        f"p {step.p:.3f}, lr {step.lr:.2g}, {batches.rate:.0f} sequences/s, "
-                        f"waiting {batches.waiting:.0%}"
+                        f"p {step.p:.3f}, {batches.rate:.0f} sequences/s, "
+                        f"waiting {batches.waiting:.0%}, lr {step.lr:.2g}"
                     )
                     self._validate(run)
                     self._give_up_if_idle(step)

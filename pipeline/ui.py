@@ -27,9 +27,8 @@ VIEW_TAG = "mlflow.sharedViewState."
 
 RESULTS = (
     *("headline_rank1", "rank1", "NM_rank1", "BG_rank1", "CL_rank1", "p_pretrain", "p_finetune"),
-    *("duration_s_pretrain", "duration_s_finetune"),
 )
-"""Metrics of evaluation runs that have a column; a run shows those it has."""
+"""Metrics of evaluation runs that have a column; MLflow sorts them, and shows those a run has."""
 SETTINGS = ("seed", "model.gem_p", "pretrain.lr", "pretrain.steps", "finetune.lr", "finetune.steps")
 CURVES = ("p", "loss", "active_share", "validation_rank1", "sequences_per_s")
 """Metrics of training runs that have a chart against the step."""
@@ -146,6 +145,7 @@ def views() -> dict[str, dict[str, Any]]:
         "results": {
             "searchFilter": "tags.stage = 'evaluate'",
             "selectedColumns": [
+                "attributes.`Version`",  # the commit
                 *(f"metrics.`{name}`" for name in RESULTS),
                 *(f"params.`{name}`" for name in SETTINGS),
             ],

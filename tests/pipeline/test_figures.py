@@ -132,7 +132,24 @@ def test_a_cmc_has_few_whole_ranks_and_no_more_than_all_identified(
     assert low < high
 
 
-def test_a_det_curve_shows_no_rate_as_the_smallest_that_there_is_a_place_for() -> None:
+def test_a_det_curve_lies_within_its_axes_and_none_has_a_tick(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(figures, "png_of", drawn.append)
+    far, frr = [0.0, 1e-4, 0.02, 0.5, 1.0], [1.0, 0.97, 0.2, 0.004, 0.0]
+    det_curves(pd.DataFrame({"condition": "all", "far": far, "frr": frr}), "")
+    (axes,) = drawn[0].axes
+    curve = axes.get_lines()[0]
+    for axis, values in ((axes.xaxis, curve.get_xdata()), (axes.yaxis, curve.get_ydata())):
+        low, high = axis.get_view_interval()
+        assert low <= min(values) < max(values) <= high
+        assert axis.get_ticklabels()[0].get_text() == "0"
+        assert axis.get_ticklocs()[0] == pytest.approx(min(values))
+        assert axis.get_ticklabels()[-1].get_text() == "99"
+
+
+def test_a_det_curve_without_errors_lies_at_the_bottom() -> None:
     perfect = pd.DataFrame({"condition": "all", "far": [0.0, 1.0], "frr": [0.0, 0.0]})
     pixels = _pixels(det_curves(perfect, ""))
     row, _, count = _where(pixels, COLOURS[0])

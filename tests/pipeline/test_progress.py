@@ -10,7 +10,9 @@ import pytest
 from pipeline import progress
 from pipeline.progress import Progress
 
-LINE = re.compile(r"reading: (\d+)/(\d+) frames \((\d+) %\), [\d.]+/s, \d+ s left(.*)")
+LINE = re.compile(
+    r"reading: (\d+)/(\d+) frames \((\d+) %\), [\d.]+/s, (?:\d\d:)+\d\d (?:left|in all)(.*)"
+)
 
 
 def test_where_piped_a_plain_last_line_has_the_counts(capsys: pytest.CaptureFixture[str]) -> None:
@@ -24,6 +26,7 @@ def test_where_piped_a_plain_last_line_has_the_counts(capsys: pytest.CaptureFixt
     matched = LINE.fullmatch(line)
     assert matched
     assert matched.groups() == ("5", "5", "100", ", loss 0.1")
+    assert " in all, loss" in line
 
 
 def test_lines_come_on_the_way_once_it_is_time(
@@ -39,6 +42,16 @@ def test_lines_come_on_the_way_once_it_is_time(
         ("15", "50"),
         ("15", "50"),
     ]
+
+
+def test_all_is_done_only_when_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("reading", 250_000, "frames", done=249_999):
+        pass
+    with Progress("reading", 30, "frames", done=20) as shown:
+        shown.advance(3)
+    almost, some = capsys.readouterr().err.splitlines()
+    assert "(99 %)" in almost
+    assert some.endswith(" left")
 
 
 def test_the_last_line_appears_after_an_error_too(capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,7 +125,7 @@ def test_what_an_earlier_process_did_counts_as_done_but_not_for_the_rate(
     with Progress("reading", 1000, "frames", done=600) as shown:
         shown.advance(100)
     idle, busy = capsys.readouterr().err.splitlines()
-    assert idle == "reading: 900/1000 frames (90 %), 0.0/s, 0 s left"
+    assert idle == "reading: 900/1000 frames (90 %), 0.0/s, ? left"
     assert busy.startswith("reading: 700/1000 frames (70 %), ")
 
 
