@@ -27,12 +27,12 @@ RELEASE = Release("release <script>", 28, 1_234_567, {"subjects": 10_307, "views
 Written = tuple[str, dict[str, Any]]
 
 
-@pytest.fixture
-def store(
-    tmp_path: Path,
+@pytest.fixture(scope="module")
+def folder(
+    tmp_path_factory: pytest.TempPathFactory,
     write_store: Callable[..., SilhouetteStore],
     noise: Callable[[int, int], Silhouettes],
-) -> SilhouetteStore:
+) -> Path:
     """40 subjects, 2 sequences, 3 views, 3 to 20 frames; a hole here and there, names to fear."""
     rows = [
         (f"{subject:03}", sequence, view, "train" if subject % 2 else "test", subject * 6 + i)
@@ -40,36 +40,50 @@ def store(
         for i, (sequence, view) in enumerate((s, v) for s in ("00", BAD) for v in ("0", "1", "2"))
         if (subject + 1) % (i + 3)
     ]
-    return write_store(tmp_path / "silhouettes", [(*key, noise(n, 3 + n % 18)) for *key, n in rows])
+    path = tmp_path_factory.mktemp("store") / "silhouettes"
+    write_store(path, [(*key, noise(n, 3 + n % 18)) for *key, n in rows])
+    return path
+
+
+@pytest.fixture
+def store(folder: Path) -> SilhouetteStore:
+    return SilhouetteStore(folder)
+
+
+def written(
+    folder: Path,
+    store: SilhouetteStore,
+    sequences: pd.DataFrame,
+    refusals: dict[str, list[Refusal]],
+    release: Release,
+) -> Written:
+    """The page and the numbers, written to ``folder``."""
+    tables = {
+        stage: refusal_table("oumvlp", refusals.get(stage, [])) for stage in ("ingest", "normalize")
+    }
+    combinations = grids(sequences, store.index)
+    described = describe("oumvlp", sequences, store.index, tables, release, combinations)
+    write_description(folder, described, combinations, store)
+    page = (folder / "ingest.html").read_bytes().decode()
+    return page, json.loads((folder / "ingest.json").read_bytes())
 
 
 @pytest.fixture
 def write(tmp_path: Path, store: SilhouetteStore) -> Callable[..., Written]:
-    """``write(folder, sequences, refusals, release)``: the page and the numbers written there."""
+    """``write(name, sequences, release)``: what is written in the folder ``name``."""
 
-    def written(
-        name: str = "report",
-        sequences: pd.DataFrame = store.index,
-        refusals: dict[str, list[Refusal]] | None = None,
-        release: Release = RELEASE,
+    def write(
+        name: str = "report", sequences: pd.DataFrame = store.index, release: Release = RELEASE
     ) -> Written:
-        tables = {
-            stage: refusal_table("oumvlp", (refusals or {}).get(stage, []))
-            for stage in ("ingest", "normalize")
-        }
-        combinations = grids(sequences, store.index)
-        described = describe("oumvlp", sequences, store.index, tables, release, combinations)
-        folder = tmp_path / name
-        write_description(folder, described, combinations, store)
-        page = (folder / "ingest.html").read_bytes().decode()
-        return page, json.loads((folder / "ingest.json").read_bytes())
+        return written(tmp_path / name, store, sequences, {}, release)
 
-    return written
+    return write
 
 
-@pytest.fixture
-def hostile(write: Callable[..., Written], store: SilhouetteStore) -> Written:
+@pytest.fixture(scope="module")
+def hostile(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Written:
     """A page with everything that it can hold: refusals, holes, differences, names to fear."""
+    store = SilhouetteStore(folder)
     lost = store.index.iloc[[0]].assign(sequence="01")
     sequences = pd.concat([store.index, lost]).sort_values(KEY, ignore_index=True)
     frames = int(lost["n_frames"].iloc[0])
@@ -79,7 +93,7 @@ def hostile(write: Callable[..., Written], store: SilhouetteStore) -> Written:
             Refusal("b.7z", f"{i}", "dark", BAD, 1, *lost[KEY].iloc[0]) for i in range(frames)
         ],
     }
-    return write("hostile", sequences, refusals)
+    return written(tmp_path_factory.mktemp("hostile"), store, sequences, refusals, RELEASE)
 
 
 def test_names_to_fear_stay_text(hostile: Written) -> None:

@@ -2,9 +2,10 @@
 
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -28,6 +29,9 @@ from pipeline.training_record import TrainingRecord
 from tests.browser import broken_pictures, chromium, opened, sideways
 from tests.outline import Outline
 from tests.pipeline.walks import walks
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 CASIA_E = CasiaERelease(Path(), [], "release").protocols
 SEQUENCES = ("H-scene1-nm-1", "L-scene2-nm-1", "H-scene3-bg-2", "L-scene3_s-cl-1")
@@ -126,6 +130,12 @@ def folder(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def page(folder: Path) -> str:
     return (folder / "index.html").read_bytes().decode()
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    with chromium() as started:
+        yield started
 
 
 def test_names_to_fear_stay_text_and_nothing_is_asked_from_elsewhere(page: str) -> None:
@@ -325,34 +335,28 @@ def test_a_competition_has_a_submission_instead_of_figures(case: Case, tmp_path:
 
 
 def test_a_browser_shows_every_picture_on_a_phone_and_on_a_desk_and_prints(
-    folder: Path, page: str
+    browser: "Browser", folder: Path, page: str
 ) -> None:
     pictures = page.count("<img")
-    with chromium() as browser:
-        url = (folder / "index.html").as_uri()
-        for width, scheme in ((360, "dark"), (1_200, "light")):
-            with opened(browser, url, width, color_scheme=scheme) as shown:
-                assert shown.locator("img").count() == pictures
-                assert not broken_pictures(shown)
-                assert sideways(shown) <= 0
-                ground = shown.evaluate(
-                    "getComputedStyle(document.documentElement).backgroundColor"
-                )
-                assert (ground == "rgb(255, 255, 255)") == (scheme == "light")
-        with opened(browser, url) as shown:
-            pdf = shown.pdf(format="A4")
+    url = (folder / "index.html").as_uri()
+    for width, scheme in ((360, "dark"), (1_200, "light")):
+        with opened(browser, url, width, color_scheme=scheme) as shown:
+            assert shown.locator("img").count() == pictures
+            assert not broken_pictures(shown)
+            assert sideways(shown) <= 0
+            ground = shown.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+            assert (ground == "rgb(255, 255, 255)") == (scheme == "light")
+    with opened(browser, url) as shown:
+        pdf = shown.pdf(format="A4")
     assert pdf.startswith(b"%PDF-")
     assert 3 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 20
 
 
 @pytest.mark.parametrize("width", [320, 390, 820, 1_280, 1_920])
 def test_nothing_sticks_out_of_headlines_tables_settings_and_the_map(
-    folder: Path, width: int
+    browser: "Browser", folder: Path, width: int
 ) -> None:
-    with (
-        chromium() as browser,
-        opened(browser, (folder / "index.html").as_uri(), width) as shown,
-    ):
+    with opened(browser, (folder / "index.html").as_uri(), width) as shown:
         inside = ".settings .scroll, .headlines .figures div, section:has(#embeddings) .scroll"
         tables = ", .beside .scroll" if width >= 820 else ""  # on a phone, they scroll
         boxes = shown.locator(inside + tables)
@@ -365,9 +369,11 @@ def test_nothing_sticks_out_of_headlines_tables_settings_and_the_map(
         assert max(shown.locator(".headlines dd").evaluate_all(lines)) < 2
 
 
-def test_numbers_of_the_heat_maps_can_be_opened(folder: Path, case: Case) -> None:
+def test_numbers_of_the_heat_maps_can_be_opened(
+    browser: "Browser", folder: Path, case: Case
+) -> None:
     table = case.evaluation.results[0].rank1["NM"]
-    with chromium() as browser, opened(browser, (folder / "index.html").as_uri(), 360) as shown:
+    with opened(browser, (folder / "index.html").as_uri(), 360) as shown:
         shown.get_by_text("Numbers of the heat map, NM").click()
         cells = shown.locator("details[open] td").all_inner_texts()
         assert cells == [f"{value:.1f}" for value in table.ravel()]
