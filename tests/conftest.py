@@ -33,8 +33,10 @@ for _number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole pipelines first: a file runs in one process, and the long ones must not come last."""
-    items.sort(key=lambda item: "stages" not in item.path.parts)
+    """Whole pipelines first, then what lies beside this file: a file runs in one process, and the
+    long ones must not come last."""
+    order = {"stages": 0, "tests": 1}
+    items.sort(key=lambda item: order.get(item.path.parent.name, 2))
 
 
 VIEWS = ["000", "060", "090"]
