@@ -19,7 +19,7 @@ from benchmarks.mlflow_servers import free_port
 from tests.servers import serving
 from tests.small_project import Project, copy_project
 
-WRITERS, STEPS, PARAMS, FILES = 8, 300, 150, 3
+WRITERS, STEPS, PARAMS, FILES = 8, 100, 150, 3
 
 SCRIPT = f"""
 import sys
