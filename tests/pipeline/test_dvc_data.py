@@ -1,5 +1,6 @@
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,23 +11,35 @@ from pipeline import dvc_data, mlflow_store
 from pipeline.errors import PipelineError
 
 
-@pytest.fixture(params=[".", "gait"], ids=["a repository", "a folder of one"])
-def commit(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A commit of a project, in which we are: DVC has data/walk, git has params.yaml."""
-    project = tmp_path / request.param
+@pytest.fixture(scope="module", params=[".", "gait"], ids=["a repository", "a folder of one"])
+def repository(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    """A repository with one commit, and the folder in it that is a project: DVC has data/walk, git
+    has params.yaml. Do not write there."""
+    folder = tmp_path_factory.mktemp("repository")
+    project = folder / request.param
     (project / "data").mkdir(parents=True)
     (project / "data" / "walk").write_text("left, right")
     (project / "params.yaml").write_text("seed: 1")
     identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
     dvc = [sys.executable, "-m", "dvc"]
     for command in (
-        ["git", "-C", str(tmp_path), "init", "-q"],
-        [*dvc, "init", "-q", *([] if project == tmp_path else ["--subdir"])],
+        ["git", "-C", str(folder), "init", "-q"],
+        [*dvc, "init", "-q", *([] if project == folder else ["--subdir"])],
         [*dvc, "add", "-q", "data/walk"],
         ["git", "add", "-A"],
         ["git", *identity, "commit", "-q", "-m", "a walk"],
     ):
         subprocess.run(command, cwd=project, check=True, env=os.environ | {"DVC_NO_ANALYTICS": "1"})
+    return folder, request.param
+
+
+@pytest.fixture
+def commit(repository: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The commit of a project of the test's own, in which we are."""
+    folder, name = repository
+    project = shutil.copytree(folder, tmp_path / "repository") / name
     monkeypatch.chdir(project)
     monkeypatch.setattr(mlflow_store, "CODE", project)
     dvc_data._cache.cache_clear()
