@@ -15,6 +15,7 @@ import torch
 
 from benchmarks.timing import seconds
 from gaitgl.model import GaitGL, GaitGLConfig
+from pipeline.arguments import no_arguments
 from pipeline.batches import TrainingBatch
 from pipeline.devices import choose_device, place
 from pipeline.settings import Settings
@@ -76,4 +77,5 @@ def _spread(times_s: list[float]) -> str:
 
 
 if __name__ == "__main__":
+    no_arguments(__doc__)
     main()

@@ -1,13 +1,16 @@
 """What may follow a command: a dataset, or nothing."""
 
 import argparse
+import sys
 
 from pipeline.settings import DATASETS, Dataset
 
 
 def dataset_argument() -> Dataset:
-    """The dataset named on the command line."""
-    parser = argparse.ArgumentParser()
+    """The dataset named on the command line; ``--help`` shows what the command says of itself."""
+    style = argparse.RawDescriptionHelpFormatter
+    about = sys.modules["__main__"].__doc__
+    parser = argparse.ArgumentParser(description=about, formatter_class=style)
     parser.add_argument("dataset", choices=DATASETS)
     dataset: Dataset = parser.parse_args().dataset
     return dataset

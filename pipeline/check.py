@@ -29,10 +29,24 @@ def main() -> None:
     for dataset in DATASETS:
         problem = _root_problem(dataset, Path(settings.data[dataset].root))
         problems += [problem] if problem else []
+    problems += _outside()
     if problems:
         raise PipelineError("\n".join(problems))
     for warning in _warnings(settings):
         print(f"warning: {warning}")
+
+
+def _outside() -> list[str]:
+    """Which folders of results lead out of the project, where DVC keeps nothing."""
+    here = Path.cwd().resolve()
+    folders = [Path(name) for name in ("data", "embeddings", "models", "reports")]
+    folders += [folder / dataset for folder in folders for dataset in DATASETS]
+    return [
+        f"{folder} is a link out of the project, to {folder.resolve()}, where DVC keeps nothing: "
+        "put the whole project on that disk, or DVC's cache alone (`dvc cache dir`)"
+        for folder in folders
+        if folder.is_symlink() and not folder.resolve().is_relative_to(here)
+    ]
 
 
 def _root_problem(dataset: Dataset, root: Path) -> str:

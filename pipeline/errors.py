@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from pipeline.stopping import stopped_with_starter
 
@@ -31,6 +32,9 @@ def run_stage(main: Callable[[], None]) -> None:
 
     A stage ends, as at a SIGTERM, with the DVC that started it: the next one starts it anew.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started it
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - until the end
     if callable(signal.getsignal(signal.SIGINT)):  # not ignored, as under nohup
         signal.signal(signal.SIGINT, signal.default_int_handler)  # the imports are over
     try:
@@ -42,6 +46,9 @@ def run_stage(main: Callable[[], None]) -> None:
         first_line = str(error).partition("\n")[0]
         text = f"\nerror: {error}" if number == "0" else f"error in process {number}: {first_line}"
         sys.stderr.write(f"{text}\n")
+        sys.exit(1)
+    except BrokenPipeError:  # whoever read the output has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except MemoryError as error:
         sys.stderr.write(f"\nerror: no memory is left ({error}); close what else holds some\n")

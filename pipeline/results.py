@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from pipeline.arguments import no_arguments
+from pipeline.errors import run_stage
 from pipeline.report import result_text
 from pipeline.settings import DATASETS
 
@@ -12,9 +13,9 @@ def main() -> None:
         folder = Path("reports", dataset)
         if (folder / "metrics.json").exists():
             print(result_text(folder))
-    print("\nruns, curves of p and settings side by side: make ui")
+    print("\nruns, curves of p and settings side by side: make ui", flush=True)
 
 
 if __name__ == "__main__":
     no_arguments(__doc__)
-    main()
+    run_stage(main)

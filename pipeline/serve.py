@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipeline import mlflow_store
 from pipeline.errors import PipelineError, run_stage
+from pipeline.ui import check_free
 
 
 def main() -> None:
@@ -20,6 +21,12 @@ def main() -> None:
             "models:/gaitgl@champion, for instance"
         )
     model, *arguments = sys.argv[1:]
+    if model in ("-h", "--help"):
+        print(__doc__)
+        return
+    if "--port" in arguments[:-1]:
+        port = arguments[arguments.index("--port") + 1]
+        check_free(port, "make serve PORT=5002 takes another one")
     os.environ["MLFLOW_TRACKING_URI"] = mlflow_store.tracking_uri()
     check(model)
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"

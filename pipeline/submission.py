@@ -219,11 +219,19 @@ def _told(what: str, items: list[str]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m pipeline.submission")
+    about = "Is a submission as the organizers want it: each probe video once, known subjects only?"
+    parser = argparse.ArgumentParser("python -m pipeline.submission", description=about)
     parser.add_argument("command", choices=["check"])
-    parser.add_argument("file", type=Path)
+    parser.add_argument("file", type=Path, help="submission.csv")
     parser.add_argument("catalogue", type=Path, help="such as data/casia_e/catalogue")
-    parser.add_argument("--columns", choices=COLUMNS, default=COLUMNS[1], help="the year's")
+    lines = " or ".join(COLUMNS)
+    parser.add_argument(
+        "--columns",
+        choices=COLUMNS,
+        default=COLUMNS[1],
+        metavar="LINE",
+        help=f"its first line, which changes with the years: {lines} (default: %(default)s)",
+    )
     parser.add_argument("--unknown", action="store_true", help="the year allows the label -1")
     given = parser.parse_args()
     count = check(given.file, given.catalogue, given.columns, given.unknown)

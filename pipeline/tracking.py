@@ -199,12 +199,13 @@ class TrackedRun:
 
 
 def _first_tags(run: Run) -> dict[str, str]:
+    commit = git("rev-parse", "HEAD")
     return {
         "stage": run.stage,
         "dataset": run.dataset,
         "dvc_stage": os.environ.get("DVC_STAGE", ""),
-        "mlflow.source.git.commit": git("rev-parse", "HEAD"),
-        "git_changed_files": str(changed_files()),
+        "mlflow.source.git.commit": commit,
+        "git_changed_files": str(changed_files()) if commit else "",
         "mlflow.source.name": f"stages/{run.stage}.py",
         "mlflow.source.type": "LOCAL",
     }

@@ -36,6 +36,9 @@ CURVES = ("p", "loss", "active_share", "validation_rank1", "sequences_per_s")
 
 def main() -> None:
     port, *arguments = sys.argv[1:] or [""]
+    if port in ("-h", "--help"):
+        print(__doc__)
+        return
     if not port.isdecimal():
         raise PipelineError(
             "usage: python -m pipeline.ui PORT [arguments of mlflow ui], with a number as PORT; "
@@ -48,7 +51,7 @@ def main() -> None:
     except store_errors() as error:
         raise PipelineError(trouble(error)) from None
     if not served(uri):
-        _check_free(port)
+        check_free(port, "make ui PORT=5001 takes another one")
     for title, link in links(address(uri, port), experiment_id).items():
         print(f"{title:8} {link}")
     if served(uri):
@@ -60,15 +63,14 @@ def main() -> None:
     os.execv(sys.executable, command(port, arguments))
 
 
-def _check_free(port: str) -> None:
+def check_free(port: str, instead: str) -> None:
+    """PipelineError where no server can listen on a port here; ``instead``: what can be done."""
     with socket.socket() as asking:
         asking.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
         try:
             asking.bind(("127.0.0.1", int(port)))
         except (OSError, OverflowError) as error:
-            raise PipelineError(
-                f"port {port} cannot be had ({error}): make ui PORT=5001 takes another one"
-            ) from None
+            raise PipelineError(f"port {port} cannot be had ({error}): {instead}") from None
 
 
 def command(port: str, arguments: list[str]) -> list[str]:

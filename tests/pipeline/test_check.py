@@ -80,6 +80,19 @@ def test_a_root_by_way_of_a_link_to_the_project_is_in_the_project(
     assert "link: this project lies in it" in str(raised.value)
 
 
+@pytest.mark.parametrize("folder", ["models", "data/oumvlp"])
+def test_results_on_another_disk_by_way_of_a_link_are_told(
+    project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: str
+) -> None:
+    monkeypatch.chdir(project())
+    check.main()
+    Path(folder).parent.mkdir(exist_ok=True)
+    (tmp_path / "disk").mkdir()
+    Path(folder).symlink_to(tmp_path / "disk")
+    with pytest.raises(PipelineError, match=f"^{folder} is a link out of the project"):
+        check.main()
+
+
 def test_wrong_settings_are_named_before_roots(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:

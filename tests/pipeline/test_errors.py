@@ -1,6 +1,8 @@
 import errno
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -122,3 +124,24 @@ def test_memory_that_is_lacking_is_told(capsys: pytest.CaptureFixture[str]) -> N
         run_stage(lambda: print(np.empty(2**58)))
     assert raised.value.code == 1
     assert "no memory is left (Unable to allocate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("closing", ["2>&-", "| head -n 1"])
+def test_streams_that_are_closed_are_no_trouble(closing: str) -> None:
+    code = """
+import sys
+from pipeline.errors import run_stage
+
+def main():
+    sys.stderr.write("at work\\n")
+    print("line\\n" * 100_000, flush=True)
+
+run_stage(main)
+"""
+    command = f'"$0" -c "$1" {closing}'
+    done = subprocess.run(
+        ["bash", "-c", command, sys.executable, code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0
+    assert done.stdout.startswith("line\n")
+    assert done.stderr in ("", "at work\n")

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -34,6 +35,25 @@ def test_killed_it_leaves_no_server_behind(model_folder: Path, tmp_path: Path) -
 def _is_closed(port: int) -> bool:
     with socket.socket() as asking:
         return asking.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_a_port_that_is_taken_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        monkeypatch.setattr("sys.argv", ["serve", "models:/gaitgl@champion", "--port", str(port)])
+        with pytest.raises(PipelineError, match=f"port {port} cannot be had .*make serve PORT="):
+            serve.main()
+
+
+@pytest.mark.parametrize("module", ["pipeline.serve", "pipeline.ui", "pipeline.submission"])
+def test_help_is_had_without_a_store(module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"python -m {module}" in done.stdout
 
 
 def test_what_cannot_be_served_is_told(

@@ -118,7 +118,7 @@ def test_an_experiment_that_was_deleted_can_be_restored(tracking_store: Path) ->
     assert f"`mlflow experiments restore -x {number}`" in said
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"]])
+@pytest.mark.parametrize("arguments", [[], ["http"]])
 def test_without_a_port_its_usage_is_shown(arguments: list[str], migrated_database: Path) -> None:
     said = ui(f"sqlite:///{migrated_database}", *arguments)
     assert said.startswith("\nerror: usage: python -m pipeline.ui PORT")
