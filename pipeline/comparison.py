@@ -138,14 +138,21 @@ def _read(path: Path) -> list[Probes]:
         raise PipelineError(
             f"{path} is no report: name its folder, reports/casia_e say, or {PLACE}"
         )
-    if path.is_file():
-        return read_probes(path)
+    table = path if path.is_file() else path / PLACE
     if (path / "tables" / "submission.csv").exists():
         raise PipelineError(
             f"{path} is the report of a competition: nobody here knows who walks in its probes, so "
             "that it has no figures to compare. Its submission.csv is what the organizers score."
         )
-    return read_probes(path / PLACE)
+    try:
+        return read_probes(table)
+    except PipelineError as error:
+        if not table.exists():
+            raise
+        raise PipelineError(
+            f"{error}\nA copy that was kept is of another commit's code: make it again with this "
+            "one, or compare with that one."
+        ) from None
 
 
 def _matched_anyway(name: str, found: dict[str, Figure]) -> bool:

@@ -260,7 +260,8 @@ class Runtime(Section):
 
     distance_block_mib: Positive
     """Distances that evaluate holds at a time (MiB); it works in about three times that, beside
-    one copy of the gallery."""
+    one copy of the gallery. Distances may then differ in their last digit, and so the ranks of
+    entries that are exactly as far."""
 
     checkpoint_every: Positive
     """Steps between two states on disk that a killed training resumes from (steps)."""

@@ -188,6 +188,13 @@ def test_the_two_splits_of_casia_e_are_not_taken_for_each_other(tmp_path: Path) 
         compare(*folders)
 
 
+def test_a_report_of_other_code_is_told(tmp_path: Path, reports: dict[str, Path]) -> None:
+    table = tmp_path / "old.parquet"
+    pd.DataFrame({"subject": ["1"]}).to_parquet(table)
+    with pytest.raises(PipelineError, match=r"not what this version reads(.|\n)*compare with that"):
+        compare(table, reports["noisy"])
+
+
 def test_a_missing_report_is_named(tmp_path: Path, reports: dict[str, Path]) -> None:
     for path, told in (
         (tmp_path, r"probes\.parquet is missing"),
