@@ -111,10 +111,11 @@ def result_text(folder: Path) -> str:
         rows = summary[summary["protocol"] == name].drop(columns="protocol")
         if len(rows):
             shown = rows.dropna(axis=1, how="all").set_index("probes").rename_axis("%").T
+            interval = shown.astype(str).map(lambda cell: cell.endswith(")")).any(axis=None)
             lines += [
                 f"{protocol['subjects']} unseen subjects, {protocol['views']} views, "
                 f"{protocol['probe_sequences']} probes against {protocol['gallery_sequences']} "
-                "gallery sequences",
+                f"gallery sequences{'; in brackets: 95 % interval' if interval else ''}",
                 shown.to_string(na_rep="-"),
             ]
         lines += [*protocol["notes"], ""]
