@@ -9,7 +9,8 @@ def code_commit() -> str:
     """The commit at the project's root, and how many files differ from it."""
     commit, changed = git("rev-parse", "HEAD"), changed_files()
     if not commit:
-        if (mlflow_store.CODE / ".git").exists():
+        code = mlflow_store.CODE
+        if any((folder / ".git").exists() for folder in (code, *code.parents)):
             return "not known: git does not read its repository here, `git status` says why"
         return "not known: no git repository"
     return f"{commit} with {changed} changed file(s)" if changed else commit

@@ -150,8 +150,8 @@ def _read(path: Path) -> list[Probes]:
         if not table.exists():
             raise
         raise PipelineError(
-            f"{error}\nA copy that was kept is of another commit's code: make it again with this "
-            "one, or compare with that one."
+            f"{error}\nIf it is a copy that was kept, and another commit's code made it: make it "
+            "again with this one, or compare with that one."
         ) from None
 
 

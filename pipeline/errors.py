@@ -3,9 +3,11 @@
 import errno
 import os
 import re
+import select
 import shutil
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,7 +30,8 @@ def run_stage(main: Callable[[], None]) -> None:
     """Run a stage's ``main``; a PipelineError becomes one screen of text and exit status 1.
 
     Of several processes the first one prints the error whole, the others its first line. What a
-    disk or a file's rights forbid becomes a line, Stopped and Ctrl-C one and their exit status.
+    disk, a file's rights or the memory forbid becomes a line, Stopped and Ctrl-C one and their exit
+    status. Whoever reads the output, as `head` does, may stop to.
 
     A stage ends, as at a SIGTERM, with the DVC that started it: the next one starts it anew.
     """
@@ -40,6 +43,7 @@ def run_stage(main: Callable[[], None]) -> None:
     try:
         with stopped_with_starter():
             main()
+        sys.stdout.flush()
     except PipelineError as error:
         sys.stdout.flush()
         number = os.environ.get("RANK", "0")  # among the processes that torchrun started
@@ -47,11 +51,14 @@ def run_stage(main: Callable[[], None]) -> None:
         text = f"\nerror: {error}" if number == "0" else f"error in process {number}: {first_line}"
         sys.stderr.write(f"{text}\n")
         sys.exit(1)
-    except BrokenPipeError:  # whoever read the output has read enough
+    except BrokenPipeError:
+        if not _read_enough():
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except MemoryError as error:
-        sys.stderr.write(f"\nerror: no memory is left ({error}); close what else holds some\n")
+        place = traceback.extract_tb(error.__traceback__)[-1].name
+        sys.stderr.write(f"\nerror: no memory is left in {place}: {error or 'not said for what'}\n")
         sys.exit(1)
     except OSError as error:
         code, words = _cause(error)
@@ -75,9 +82,16 @@ def run_stage(main: Callable[[], None]) -> None:
         sys.exit(130)
 
 
+def _read_enough() -> bool:
+    """Whether whoever read standard output has gone."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return bool(poll.poll(0))
+
+
 def _cause(error: OSError) -> tuple[int, str]:
     """Number and words; of a folder that could not be copied, those of its first file."""
-    if not isinstance(error, shutil.Error):
+    if not isinstance(error, shutil.Error) or not isinstance(error.args[0], list):
         return error.errno or 0, str(error)
     _, target, words = error.args[0][0]
     number = re.match(r"\[Errno (\d+)\]", words)

@@ -64,7 +64,7 @@ class Figure:
     def estimate(self) -> Estimate:
         found = _estimate(self.value, self.draws)
         # draws that are all alike (100 %, say) tell nothing of subjects that were not there
-        return Estimate(self.value) if found.low == found.high else found
+        return Estimate(self.value) if math.isclose(found.low, found.high) else found
 
     def change_to(self, other: "Figure") -> Estimate:
         """Another one's, on the same probes, less this one: the draws are paired."""
@@ -87,9 +87,15 @@ def figures(probes: Probes, condition: str) -> dict[str, Figure]:
             **_verification(rows, probes.equal_error_rates[condition]),
             **_open_set(rows),
         }
-    few = rows["subject"].nunique() < FEWEST_SUBJECTS
+    matched = rows[(_ranks(rows) > 0).any(axis=1)]
+    few = {
+        convention: counted["subject"].nunique() < FEWEST_SUBJECTS
+        for convention, counted in ((False, rows), (True, matched))
+    }
     return {
-        name: Figure(100 * value, None if few or draws is None else 100 * draws)
+        name: Figure(
+            100 * value, None if few[name.endswith(MATCHED)] or draws is None else 100 * draws
+        )
         for name, (value, draws) in found.items()
         if not math.isnan(value)
     }

@@ -100,7 +100,8 @@ def det_curves(curves: pd.DataFrame, title: str) -> bytes:
 
     Both axes are stretched so that normally distributed distances give straight lines (Martin et
     al., "The DET curve in assessment of detection task performance", 1997). They go down to the
-    smallest rate that the data can tell from none, and a little below it to a tick for none.
+    smallest rate that the data has, but not below 0.01 %, where smaller ones lie, too; and a little
+    further to a tick for none.
     """
     rates = curves[["far", "frr"]]
     smallest = rates.where(rates > 0).min().fillna(0.01).clip(DET_TICKS[0] / 100, 0.01)
@@ -110,11 +111,16 @@ def det_curves(curves: pd.DataFrame, title: str) -> bytes:
     for (condition, rows), colour, line in zip(
         curves.groupby("condition", sort=False), cycle(COLOURS), cycle(LINES)
     ):
-        shown = rows[["far", "frr"]].clip(upper=DET_TICKS[-1] / 100)
-        points = shown.mask(shown < smallest).fillna(none).map(_PROBIT)
+        far, frr = (
+            rows[rate]
+            .clip(smallest[rate], DET_TICKS[-1] / 100)
+            .mask(rows[rate] == 0, none[rate])
+            .map(_PROBIT)
+            for rate in ("far", "frr")
+        )
         axes.plot(
-            points["far"],
-            points["frr"],
+            far,
+            frr,
             color=colour,
             linestyle=line,
             label=label(str(condition)),

@@ -36,8 +36,7 @@ class Progress:
                 unit=f" {unit}",
                 initial=done,
                 dynamic_ncols=True,
-                bar_format="{desc}: {n_fmt}/{total_fmt}{unit} ({percentage:.0f} %), "
-                "{remaining} left{postfix}",
+                bar_format="{desc}: {n_fmt}/{total_fmt}{unit} [{elapsed}<{remaining}{postfix}]",
             )
 
     def __enter__(self) -> Self:

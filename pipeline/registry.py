@@ -4,7 +4,6 @@
 ``pipeline.promote`` found to be the best one.
 """
 
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +85,9 @@ def _register(client: Any, logged: Any, run_id: str, run: Run, checkpoint: str) 
 
 def _words(run: Run) -> str:
     """What the list of versions says of one."""
-    began = datetime.fromtimestamp(run.start_ms / 1000)
     settings = {"steps": f"{run.stage}.steps", "seed": "seed"}
     told = [f"{word} {run.params[name]}" for word, name in settings.items() if name in run.params]
-    return ", ".join([f"{run.stage} on {run.dataset}", *told, f"begun {began:%Y-%m-%d %H:%M}"])
+    return ", ".join([f"{run.stage} on {run.dataset}", *told])
 
 
 def _make_registered_model(client: Any) -> None:

@@ -4,6 +4,7 @@ Whatever follows MODEL is passed on to ``mlflow models serve``, which this proce
 is known that there is such a model.
 """
 
+import argparse
 import os
 import re
 import sys
@@ -24,9 +25,11 @@ def main() -> None:
     if model in ("-h", "--help"):
         print(__doc__)
         return
-    if "--port" in arguments[:-1]:
-        port = arguments[arguments.index("--port") + 1]
-        check_free(port, "make serve PORT=5002 takes another one")
+    options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    options.add_argument("--port", "-p", default="5000")  # MLflow's own default
+    options.add_argument("--host", "-h", default="127.0.0.1")
+    known = options.parse_known_args(arguments)[0]
+    check_free(known.host, known.port, "make serve PORT=5002 takes another one")
     os.environ["MLFLOW_TRACKING_URI"] = mlflow_store.tracking_uri()
     check(model)
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from pipeline.errors import PipelineError
@@ -40,16 +41,24 @@ def read_history(path: Path, steps: int | None = None) -> pd.DataFrame:
     PipelineError where it is not whole.
     """
     columns = [field.name for field in fields(Step)]
+    types = {name: np.int64 if name == "step" else np.float64 for name in columns}
     try:
-        history = pd.read_csv(path)
+        history = pd.read_csv(path, dtype=types)
+        ended = path.read_bytes().endswith(b"\n")
     except FileNotFoundError:
         raise PipelineError(f"{path} is missing: `dvc repro` makes it") from None
     except ValueError as error:  # of pandas, and of text that is not UTF-8
         raise PipelineError(f"{path} cannot be read: {error}. `dvc repro` brings it back") from None
-    last = int(history["step"].iloc[-1]) if "step" in history and len(history) else 0
-    if list(history) != columns or last != (last if steps is None else steps):
-        raise PipelineError(
-            f"{path}: expected columns {', '.join(columns)} up to step {steps}, got "
-            f"{', '.join(map(str, history))} up to {last}. `dvc repro` brings it back"
-        )
+    last = int(history["step"].max()) if list(history) == columns and len(history) else 0
+    wrong = ""
+    if list(history) != columns:
+        wrong = f"expected columns {', '.join(columns)}, got {', '.join(map(str, history))}"
+    elif not ended or history.drop(columns="p").isna().any(axis=None):
+        wrong = "its last row is cut off"
+    elif history["p"].isna().nunique() > 1:
+        wrong = "p stands in some rows and not in others"
+    elif steps not in (None, last):
+        wrong = f"expected {steps} steps, got {last}"
+    if wrong:
+        raise PipelineError(f"{path}: {wrong}. `dvc repro` brings it back")
     return history

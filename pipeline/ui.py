@@ -51,7 +51,7 @@ def main() -> None:
     except store_errors() as error:
         raise PipelineError(trouble(error)) from None
     if not served(uri):
-        check_free(port, "make ui PORT=5001 takes another one")
+        check_free("127.0.0.1", port, "make ui PORT=5001 takes another one")
     for title, link in links(address(uri, port), experiment_id).items():
         print(f"{title:8} {link}")
     if served(uri):
@@ -63,13 +63,13 @@ def main() -> None:
     os.execv(sys.executable, command(port, arguments))
 
 
-def check_free(port: str, instead: str) -> None:
-    """PipelineError where no server can listen on a port here; ``instead``: what can be done."""
+def check_free(host: str, port: str, instead: str) -> None:
+    """PipelineError where no server can listen on a port; ``instead``: what can be done."""
     with socket.socket() as asking:
         asking.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
         try:
-            asking.bind(("127.0.0.1", int(port)))
-        except (OSError, OverflowError) as error:
+            asking.bind((host, int(port)))
+        except (OSError, OverflowError, ValueError) as error:
             raise PipelineError(f"port {port} cannot be had ({error}): {instead}") from None
 
 

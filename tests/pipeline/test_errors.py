@@ -123,25 +123,46 @@ def test_memory_that_is_lacking_is_told(capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit) as raised:
         run_stage(lambda: print(np.empty(2**58)))
     assert raised.value.code == 1
-    assert "no memory is left (Unable to allocate" in capsys.readouterr().err
+    assert "no memory is left in <lambda>: Unable to allocate" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("closing", ["2>&-", "| head -n 1"])
-def test_streams_that_are_closed_are_no_trouble(closing: str) -> None:
+@pytest.mark.parametrize("buffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("closing", "status"), [("2>&-", 0), ("| head -n 1", 1), ("| true", 1), ("| cat", 0)]
+)
+def test_streams_that_are_closed_are_no_trouble(closing: str, status: int, buffered: str) -> None:
     code = """
-import sys
+import sys, time
 from pipeline.errors import run_stage
 
 def main():
     sys.stderr.write("at work\\n")
-    print("line\\n" * 100_000, flush=True)
+    print("line\\n" * 100_000)
 
 run_stage(main)
 """
-    command = f'"$0" -c "$1" {closing}'
     done = subprocess.run(
-        ["bash", "-c", command, sys.executable, code], capture_output=True, text=True, check=False
+        ["bash", "-c", f'"$0" -c "$1" {closing}; exit ${{PIPESTATUS[0]}}', sys.executable, code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONUNBUFFERED": buffered},
     )
-    assert done.returncode == 0
-    assert done.stdout.startswith("line\n")
+    assert done.returncode == status
     assert done.stderr in ("", "at work\n")
+
+
+def test_a_pipe_that_breaks_elsewhere_keeps_its_traceback() -> None:
+    code = """
+import os
+from pipeline.errors import run_stage
+
+def main():
+    reading, writing = os.pipe()
+    os.close(reading)
+    os.write(writing, b"x")
+
+run_stage(main)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "BrokenPipeError" in done.stderr

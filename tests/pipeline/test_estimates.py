@@ -64,10 +64,14 @@ def test_every_mean_has_draws_unless_there_are_fewer_than_ten_subjects() -> None
     nine = figures(_probes(ten[:9]), "all")
     assert nine.keys() == found.keys()
     assert all(figure.draws is None for figure in nine.values())
+    lone = [(subject, view, [0, 0, 0] if subject > "2" else ranks) for subject, view, ranks in ten]
+    found = figures(_probes(lone), "all")
+    assert found["rank1"].draws is not None
+    assert found["rank1_matched_probes"].draws is None
 
 
 def test_draws_that_are_all_alike_are_no_interval_of_a_figure() -> None:
-    certain = Figure(100.0, np.full(1000, 100.0))
+    certain = Figure(100.0, np.full(1000, 100.0) + 1e-14 * np.arange(1000))
     assert math.isnan(certain.estimate().low)
     change = certain.change_to(certain)
     assert (change.value, change.low, change.high) == (0, 0, 0)

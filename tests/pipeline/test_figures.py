@@ -137,7 +137,7 @@ def test_a_det_curve_lies_within_its_axes_and_none_has_a_tick(
 ) -> None:
     drawn: list[Figure] = []
     monkeypatch.setattr(figures, "png_of", drawn.append)
-    far, frr = [0.0, 1e-4, 0.02, 0.5, 1.0], [1.0, 0.97, 0.2, 0.004, 0.0]
+    far, frr = [0.0, 2e-6, 1e-3, 0.02, 0.5, 1.0], [1.0, 0.99, 0.97, 0.2, 0.004, 0.0]
     det_curves(pd.DataFrame({"condition": "all", "far": far, "frr": frr}), "")
     (axes,) = drawn[0].axes
     curve = axes.get_lines()[0]
@@ -147,6 +147,7 @@ def test_a_det_curve_lies_within_its_axes_and_none_has_a_tick(
         assert axis.get_ticklabels()[0].get_text() == "0"
         assert axis.get_ticklocs()[0] == pytest.approx(min(values))
         assert axis.get_ticklabels()[-1].get_text() == "99"
+    assert curve.get_xdata()[1] == pytest.approx(axes.get_xticks()[1])  # 0.01 %, not none
 
 
 def test_a_det_curve_without_errors_lies_at_the_bottom() -> None:

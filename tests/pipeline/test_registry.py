@@ -30,7 +30,8 @@ class Trainings:
         run_id = self.client.create_run(self.experiment, start_ms).info.run_id
         self.client.set_terminated(run_id)
         dataset = STAGES[stage]
-        return run_id, Run(run_id, stage, dataset, "gaits", stage, start_ms, {}, {}, True)
+        params = {f"{stage}.steps": "260", "seed": "7"}
+        return run_id, Run(run_id, stage, dataset, "gaits", stage, start_ms, params, {}, True)
 
     def send(self, run_id: str, run: Run, client: Any = None) -> None:
         folder = self._store / "record" / run_id
@@ -63,6 +64,7 @@ def test_a_training_has_its_model_its_version_and_its_alias(
     assert logged.source_run_id == run_id
     version = client.get_model_version_by_alias(NAME, "pretrained")
     assert version.run_id == run_id
+    assert version.description == "pretrain on oumvlp, steps 260, seed 7"
     assert version.tags == {
         "stage": "pretrain",
         "dataset": "oumvlp",
