@@ -2,10 +2,9 @@
 
 A subject's sequences are alike, so that whole subjects are drawn, with replacement, as many as
 there are. The gallery stays as it is: an interval says nothing of other galleries. Those of TAR and
-FNIR are somewhat narrow, for that and because few errors make them: with 40 subjects those of 95 %
-held the true figure in 85 to 90 % of simulated cases, those of the other figures in 91 to 97. Each
-function returns the statistic of every draw. Draws depend on the seed and the subjects alone, so
-that two results on the same probes see the same ones:
+FNIR are somewhat narrow, for that and because few errors make them. Each function returns the
+statistic of every draw. Draws depend on the seed and the subjects alone, so that two results on the
+same probes see the same ones:
 
     low, high = interval(mean_draws(hit, subjects))
     low, high = interval(mean_draws(hit, subjects) - mean_draws(other_hit, subjects))    paired

@@ -95,7 +95,7 @@ def headline_rank1(folder: Path) -> float | None:
 
 
 def result_text(folder: Path) -> str:
-    """The result tables of a written report, and where to read on; in brackets: 95 % intervals."""
+    """The result tables of a written report, and where to read on."""
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     lines = [""]
     width = min(100, shutil.get_terminal_size((100, 24)).columns)
@@ -111,11 +111,10 @@ def result_text(folder: Path) -> str:
         rows = summary[summary["protocol"] == name].drop(columns="protocol")
         if len(rows):
             shown = rows.dropna(axis=1, how="all").set_index("probes").rename_axis("%").T
-            interval = shown.astype(str).map(lambda cell: cell.endswith(")")).any(axis=None)
             lines += [
                 f"{protocol['subjects']} unseen subjects, {protocol['views']} views, "
                 f"{protocol['probe_sequences']} probes against {protocol['gallery_sequences']} "
-                f"gallery sequences{'; in brackets: 95 % interval' if interval else ''}",
+                "gallery sequences; in brackets: 95 % interval over subjects",
                 shown.to_string(na_rep="-"),
             ]
         lines += [*protocol["notes"], ""]

@@ -27,7 +27,7 @@ from pipeline.training_record import TrainingRecord
 
 TEMPLATE = "report_page.html"
 
-DATASETS = {"oumvlp": "OUMVLP", "casia_e": "CASIA-E"}
+TITLES = {"oumvlp": "OUMVLP", "casia_e": "CASIA-E"}
 
 DISTANCES = {
     "euclidean": "Euclidean distance of flattened embeddings",
@@ -85,7 +85,7 @@ def page(
         rules=protocols[0].rules(),
         results=[_Section(result, evaluation.results) for result in evaluation.results],
         records=records,
-        datasets=DATASETS,
+        datasets=TITLES,
         drawn=drawn,
         worst=worst,
         embeddings=embeddings,
@@ -275,6 +275,6 @@ def _fingerprints(
     """What of, and digest."""
     rows = {}
     for record in records:
-        rows[f"silhouettes of {DATASETS[record.dataset]}"] = record.silhouettes
+        rows[f"silhouettes of {TITLES[record.dataset]}"] = record.silhouettes
         rows[f"checkpoint of {record.stage}"] = record.checkpoint
     return [*rows.items(), *made_from.items()]

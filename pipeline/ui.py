@@ -25,9 +25,8 @@ from pipeline.settings import Settings
 
 VIEW_TAG = "mlflow.sharedViewState."
 
-RESULTS = (
-    *("headline_rank1", "rank1", "NM_rank1", "BG_rank1", "CL_rank1", "p_pretrain", "p_finetune"),
-)
+RANK1 = ("headline_rank1", "rank1", "NM_rank1", "BG_rank1", "CL_rank1")
+RESULTS = (*RANK1, "p_pretrain", "p_finetune")
 """Metrics of evaluation runs that have a column; MLflow sorts them, and shows those a run has."""
 SETTINGS = ("seed", "model.gem_p", "pretrain.lr", "pretrain.steps", "finetune.lr", "finetune.steps")
 CURVES = ("p", "loss", "active_share", "validation_rank1", "sequences_per_s")

@@ -227,6 +227,27 @@ def test_intervals_are_as_wide_as_theory_says() -> None:
     assert high == pytest.approx(per_subject.mean() + half, abs=0.1 * half)
 
 
+@pytest.mark.parametrize(
+    ("subjects", "least", "most"), [(3, 72, 80), (5, 78, 86), (10, 87, 93), (40, 92, 96)]
+)
+def test_the_fewer_the_subjects_the_less_often_an_interval_holds_the_truth(
+    subjects: int, least: float, most: float
+) -> None:
+    """Subjects are recognized more or less easily, each in 12 probes; 500 such experiments."""
+    random = np.random.default_rng(0)
+
+    def ease(n: int) -> Array:
+        return 1 / (1 + np.exp(-random.normal(1, 1.5, n)))
+
+    truth = ease(1_000_000).mean()
+    held = []
+    for seed in range(500):
+        rates = random.binomial(12, ease(subjects)) / 12
+        low, high = interval(mean_draws(rates, np.arange(subjects), seed=seed))
+        held.append(low <= truth <= high)
+    assert least <= 100 * np.mean(held) <= most
+
+
 def test_one_subject_has_no_spread_and_nothing_has_no_interval() -> None:
     values, subjects = np.array([0.0, 100, 50]), np.array(["a", "a", "a"])
     assert interval(mean_draws(values, subjects)) == (50, 50)

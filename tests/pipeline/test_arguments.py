@@ -1,6 +1,10 @@
+import subprocess
+import sys
+
 import pytest
 
 from pipeline.arguments import dataset_argument, no_arguments
+from tests.child_processes import ROOT
 
 
 @pytest.mark.parametrize("dataset", ["oumvlp", "casia_e"])
@@ -32,3 +36,25 @@ def test_a_command_without_arguments_refuses_them_and_says_what_it_does(
         assert told in output.out + output.err
     monkeypatch.setattr("sys.argv", ["command"])
     no_arguments("Sends all.")
+
+
+@pytest.mark.parametrize(
+    ("module", "told"),
+    [
+        ("stages.ingest", "oumvlp"),
+        ("stages.compare", "cp -r reports/casia_e"),
+        ("pipeline.serve", "python -m pipeline.serve MODEL"),
+        ("pipeline.ui", "python -m pipeline.ui PORT"),
+        ("pipeline.submission", "each probe video once"),
+    ],
+)
+def test_help_says_what_a_command_does_and_needs_no_store(module: str, told: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert told in done.stdout

@@ -132,7 +132,7 @@ def test_memory_that_is_lacking_is_told(capsys: pytest.CaptureFixture[str]) -> N
 )
 def test_streams_that_are_closed_are_no_trouble(closing: str, status: int, buffered: str) -> None:
     code = """
-import sys, time
+import sys
 from pipeline.errors import run_stage
 
 def main():

@@ -55,7 +55,7 @@ def test_the_table_has_a_cell_for_each_pair_and_none_without_a_gallery() -> None
 
 
 def test_every_mean_has_draws_unless_there_are_fewer_than_ten_subjects() -> None:
-    ten = [(str(subject), "a", [1, subject % 3, -1]) for subject in range(10)]
+    ten = [(str(subject), "a", [1, 1 + subject % 3, -1]) for subject in range(10)]
     found = figures(_probes(ten), "all")
     for name in ("rank1", "rank20_matched_probes", "rank1_with_identical_views"):
         draws = found[name].draws

@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -45,15 +44,6 @@ def test_a_port_that_is_taken_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr("sys.argv", ["serve", "models:/gaitgl@champion", "--port", str(port)])
         with pytest.raises(PipelineError, match=f"port {port} cannot be had .*make serve PORT="):
             serve.main()
-
-
-@pytest.mark.parametrize("module", ["pipeline.serve", "pipeline.ui", "pipeline.submission"])
-def test_help_is_had_without_a_store(module: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert f"python -m {module}" in done.stdout
 
 
 def test_what_cannot_be_served_is_told(

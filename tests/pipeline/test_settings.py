@@ -14,7 +14,7 @@ from gaitgl.model import GaitGLConfig
 from pipeline.errors import PipelineError
 from pipeline.evaluation_run import NEVER_BEHIND
 from pipeline.registry import ALIASES
-from pipeline.report_page import DATASETS as TITLES
+from pipeline.report_page import TITLES
 from pipeline.settings import (
     DATASETS,
     TRAINED_BY,
